@@ -1,0 +1,356 @@
+//! The handle that everything starts from.
+
+use crate::{
+    AcceptError, Clock, DeadLetters, EndError, Event, Interrupted, Lane, Outbox, OutboxError, Outcome, StartError,
+    SystemClock, Task, WorkerBuilder,
+    engine::Engine,
+    lane::{Lanes, Pool},
+    outbox::{Store, Write, Written, write},
+    outcome::OutcomeKind,
+    state,
+};
+use callback_core::{Destination, Dsn, DsnError, Keys, Message, MessageId, Schedule, Sink, TaskId};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, atomic::AtomicBool},
+    time::Duration,
+};
+use tokio::{
+    sync::Notify,
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Accepts work durably, runs it, and delivers its result. Cheap to clone.
+///
+/// It goes on until [`close`](Self::close), or until the last handle is dropped: the dispatcher's and its workers'.
+///
+/// ```
+/// use callback_core::MemorySink;
+/// use callback_dispatch::{Dispatcher, Interrupted, MemoryOutbox, Task, Work};
+/// use serde_json::{Value, json};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let sink = MemorySink::new();
+/// let dispatcher = Dispatcher::builder(MemoryOutbox::new()).sink(sink.clone()).start().await?;
+/// let worker = dispatcher.worker("double", Interrupted::RunAgain).run(|task: Task| async move {
+///     let number: u32 = task.json().map_err(|error| error.to_string())?;
+///     Ok::<Value, String>(json!(number * 2))
+/// })?;
+///
+/// worker.accept(Work::new(json!(21)).callback("memory://results".parse()?)).await?;
+/// assert_eq!(sink.next("results").await.message.json::<u32>()?, 42);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Dispatcher(Arc<Handle>);
+
+/// Ends the engine with the last handle.
+pub(crate) struct Handle {
+    pub(crate) engine: Arc<Engine>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.engine.closing.cancel();
+        self.engine.closed.cancel();
+    }
+}
+
+impl Dispatcher {
+    /// Begins a dispatcher over this outbox.
+    #[expect(clippy::needless_pass_by_value, reason = "an outbox is handed over")]
+    pub fn builder(outbox: impl Outbox) -> DispatcherBuilder {
+        DispatcherBuilder {
+            store: outbox.erase().0,
+            sinks: Vec::new(),
+            keys: Keys::new(),
+            schedule: Schedule::default(),
+            deadline: Duration::from_secs(20),
+            lane: Lane::default(),
+            lanes: HashMap::new(),
+            source: "/".to_owned(),
+            body_limit: 1 << 20,
+            memory: 64 << 20,
+            clock: Arc::new(SystemClock),
+        }
+    }
+
+    /// Begins a worker: the name under which tasks are stored, and what becomes of those that a crash cut short.
+    pub fn worker(&self, name: impl Into<String>, interrupted: Interrupted) -> WorkerBuilder {
+        WorkerBuilder::new(Arc::clone(&self.0), name.into(), interrupted)
+    }
+
+    /// Judges a Dsn as accepting it would.
+    ///
+    /// # Errors
+    /// When no sink serves its scheme, or the sink refuses it.
+    pub fn check(&self, dsn: &Dsn) -> Result<(), DsnError> {
+        self.engine().check(dsn)
+    }
+
+    /// Stores an event and sends it; the id is its delivery's. Once this resolved, it cannot be lost.
+    ///
+    /// # Errors
+    /// When it was not accepted.
+    pub async fn publish(&self, event: Event) -> Result<MessageId, AcceptError> {
+        self.engine().publish(event).await
+    }
+
+    /// What is known of a task.
+    ///
+    /// # Errors
+    /// When the outbox cannot be read.
+    pub async fn task(&self, id: TaskId) -> Result<Option<Task>, OutboxError> {
+        let row = self.engine().store.find(id).await?.filter(|row| row.work.is_some());
+        Ok(row.map(|row| Task::new(Arc::new(row), self.engine().is_open(id), Arc::clone(self.engine()))))
+    }
+
+    /// Waits until a task is over; none if there is no such task. Resolves early when the dispatcher closes.
+    ///
+    /// # Errors
+    /// When the outbox cannot be read.
+    ///
+    /// # Cancellation
+    /// Nothing is lost.
+    pub async fn wait(&self, id: TaskId) -> Result<Option<Task>, OutboxError> {
+        loop {
+            let ended = self.engine().waiter(id);
+            let Some(task) = self.task(id).await? else { return Ok(None) };
+            if task.state().is_ended() || self.engine().closing.is_cancelled() {
+                return Ok(Some(task));
+            }
+            tokio::select! {
+                _ = ended => {}
+                () = self.engine().closing.cancelled() => {}
+                // Another process may end it: by a replay that is delivered, for example.
+                () = sleep(Duration::from_secs(1)) => {}
+            }
+        }
+    }
+
+    /// Ends a task: its run is dropped, and its Dsn is not told.
+    ///
+    /// # Errors
+    /// When it is over, unknown, or the outbox failed.
+    pub async fn cancel(&self, id: TaskId) -> Result<(), EndError> {
+        let engine = self.engine();
+        match write(&*engine.store, Write::Cancel { id, now: engine.now() }).await? {
+            Written::Done => {
+                engine.drop_run(id);
+                engine.ended(id);
+                Ok(())
+            }
+            Written::Unknown => Err(EndError::Unknown),
+            Written::Superseded | Written::Claimed(_) => Err(EndError::Ended),
+        }
+    }
+
+    /// Ends work that was done elsewhere ([`Outcome::deferred`]), and delivers its outcome.
+    ///
+    /// May come before the handler has deferred: the first end that is stored wins.
+    ///
+    /// # Errors
+    /// When it is over, unknown, cannot be sent, or the outbox failed. A deferred outcome is no end: [`EndError::Ended`].
+    pub async fn complete(&self, id: TaskId, outcome: Outcome) -> Result<(), EndError> {
+        let engine = self.engine();
+        let row = engine.store.find(id).await?.filter(|row| row.work.is_some()).ok_or(EndError::Unknown)?;
+        if !row.stage.is_open() || outcome.kind == OutcomeKind::Deferred {
+            return Err(EndError::Ended);
+        }
+        let result = Arc::new(engine.shape(&row, outcome).map_err(|failure| match failure {
+            crate::Failure::TooLarge { limit } => EndError::TooLarge { limit },
+            other => EndError::Outbox(OutboxError::not_stored(other)),
+        })?);
+        let now = engine.now();
+        let to = state::after_run(OutcomeKind::Completed, row.dsn.is_some());
+        // It is delivered from the store: whoever completes work elsewhere does not wait for its delivery.
+        let step = Write::Result { id, token: row.token, to, held: false, now, result, events: Vec::new() };
+        match write(&*engine.store, step).await? {
+            Written::Done => {
+                engine.drop_run(id);
+                if to.is_ended() {
+                    engine.ended(id);
+                }
+                engine.look_again();
+                Ok(())
+            }
+            Written::Unknown => Err(EndError::Unknown),
+            Written::Superseded | Written::Claimed(_) => Err(EndError::Ended),
+        }
+    }
+
+    /// What could not be delivered.
+    #[must_use]
+    pub fn dead_letters(&self) -> DeadLetters {
+        DeadLetters::of(Arc::clone(&self.engine().store))
+    }
+
+    /// Says that somebody else has stored something: it is looked for at once. Harmless when untrue.
+    pub fn wake(&self) {
+        self.engine().look_again();
+    }
+
+    /// Closes: no new work is taken, what is in flight ends within `grace`, the rest stays stored for the next start.
+    ///
+    /// Sinks and outbox are closed too. Idempotent.
+    pub async fn close(&self, grace: Duration) {
+        let engine = self.engine();
+        engine.closing.cancel();
+        engine.tasks.close();
+        if timeout(grace, engine.tasks.wait()).await.is_err() {
+            engine.closed.cancel();
+            // What is left gives its rows back to the store.
+            let _ = timeout(Duration::from_secs(5), engine.tasks.wait()).await;
+        }
+        engine.closed.cancel();
+        for sink in engine.sinks.values() {
+            if let Err(error) = sink.close().await {
+                tracing::error!(error = error.chain(), "a sink could not settle everything");
+            }
+        }
+        engine.store.close().await;
+        engine.forget();
+    }
+
+    fn engine(&self) -> &Arc<Engine> {
+        &self.0.engine
+    }
+}
+
+impl fmt::Debug for Dispatcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dispatcher").field("engine", &self.0.engine).finish()
+    }
+}
+
+/// Builds a [`Dispatcher`].
+#[must_use]
+pub struct DispatcherBuilder {
+    store: Arc<dyn Store>,
+    sinks: Vec<Arc<dyn Sink>>,
+    keys: Keys,
+    schedule: Schedule,
+    deadline: Duration,
+    lane: Lane,
+    lanes: HashMap<Destination, Lane>,
+    source: String,
+    body_limit: usize,
+    memory: usize,
+    clock: Arc<dyn Clock>,
+}
+
+impl DispatcherBuilder {
+    /// Adds a sink; it serves its schemes, each scheme has one.
+    pub fn sink(mut self, sink: impl Sink) -> Self {
+        self.sinks.push(Arc::new(sink));
+        self
+    }
+
+    /// Sets who signs: a [`Signer`](callback_core::Signer) for all, or [`Keys`] by caller and destination.
+    ///
+    /// Default: nothing is signed.
+    pub fn signer(mut self, keys: impl Into<Keys>) -> Self {
+        self.keys = keys.into();
+        self
+    }
+
+    /// Sets when a failed delivery is tried again. Default: [`Schedule::default`].
+    pub fn schedule(mut self, schedule: Schedule) -> Self {
+        self.schedule = schedule;
+        self
+    }
+
+    /// Sets how long one attempt may take, all of it. Default 20 s.
+    pub const fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// Sets the bounds of all lanes that have none of their own.
+    pub const fn lane(mut self, lane: Lane) -> Self {
+        self.lane = lane;
+        self
+    }
+
+    /// Sets the bounds of the lanes to one destination.
+    pub fn lane_for(mut self, destination: Destination, lane: Lane) -> Self {
+        self.lanes.insert(destination, lane);
+        self
+    }
+
+    /// Sets who speaks: the `source` of all messages, a URI-reference. Default `/`.
+    pub fn source(mut self, source: impl Into<String>) -> Self {
+        self.source = source.into();
+        self
+    }
+
+    /// Limits requests, results and events, in bytes. Default 1 MiB.
+    pub const fn body_limit(mut self, bytes: usize) -> Self {
+        self.body_limit = bytes;
+        self
+    }
+
+    /// Limits what waits in memory, in bytes; the rest waits in the store. Default 64 MiB.
+    pub const fn memory_limit(mut self, bytes: usize) -> Self {
+        self.memory = bytes;
+        self
+    }
+
+    /// Sets the clock. Default: the system's.
+    pub fn clock(mut self, clock: impl Clock) -> Self {
+        self.clock = Arc::new(clock);
+        self
+    }
+
+    /// Takes the outbox and begins; what a crash left is delivered, and run once its worker is there.
+    ///
+    /// # Errors
+    /// When another dispatcher has the outbox, it cannot be opened, or a setting cannot be used.
+    pub async fn start(self) -> Result<Dispatcher, StartError> {
+        Message::builder("a").source(&self.source).build().map_err(StartError::Source)?;
+        let mut sinks: HashMap<String, Arc<dyn Sink>> = HashMap::new();
+        for sink in self.sinks {
+            for scheme in sink.schemes() {
+                if sinks.insert((*scheme).to_owned(), Arc::clone(&sink)).is_some() {
+                    return Err(StartError::SchemeTaken((*scheme).to_owned()));
+                }
+            }
+        }
+        self.store
+            .start()
+            .await
+            .map_err(|error| if error.is_locked() { StartError::Locked(error) } else { StartError::Outbox(error) })?;
+        let wake = Arc::new(Notify::new());
+        let engine = Arc::new(Engine {
+            store: self.store,
+            sinks,
+            keys: self.keys,
+            schedule: self.schedule,
+            deadline: self.deadline,
+            clock: self.clock,
+            source: self.source,
+            body_limit: self.body_limit,
+            lanes: Lanes::new(self.lane, self.lanes, &wake),
+            memory: Pool::waking(self.memory, &wake),
+            state: Mutex::default(),
+            wake,
+            behind: AtomicBool::new(true),
+            closing: CancellationToken::new(),
+            closed: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        engine.tasks.spawn(Arc::clone(&engine).claim_until_closed());
+        engine.tasks.spawn(Arc::clone(&engine).name_missing_handlers());
+        Ok(Dispatcher(Arc::new(Handle { engine })))
+    }
+}
+
+impl fmt::Debug for DispatcherBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DispatcherBuilder").field("store", &self.store).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,392 @@
+//! What all handles share: acceptance, and the hand-over of what is stored.
+
+mod claim;
+mod deliver;
+mod run;
+
+use crate::{
+    AcceptError, Clock, Event, Handler, Interrupted, OutboxError, Work, WorkerError,
+    clock::Micros,
+    lane::{Lanes, OpenLane, Pool, Slot},
+    outbox::{Full, Store, Write, Written},
+    row::{Request, Row, Stage, Stored},
+};
+use callback_core::{Acknowledgment, Dsn, DsnError, Keys, Message, MessageId, Schedule, Sink, TaskId};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    sync::{Notify, Semaphore, oneshot},
+    time::{Instant, sleep},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// How long a commit of unknown outcome is asked about.
+const ASK_FOR: Duration = Duration::from_secs(5);
+
+/// What an overloaded dispatcher tells its clients to wait.
+const OVERLOADED: Duration = Duration::from_secs(1);
+
+pub(crate) struct Engine {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) sinks: HashMap<String, Arc<dyn Sink>>,
+    pub(crate) keys: Keys,
+    pub(crate) schedule: Schedule,
+    pub(crate) deadline: Duration,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) source: String,
+    pub(crate) body_limit: usize,
+    pub(crate) lanes: Lanes,
+    /// Bytes of rows in memory.
+    pub(crate) memory: Arc<Pool>,
+    pub(crate) state: Mutex<State>,
+    /// Asks the claiming loop to look again.
+    pub(crate) wake: Arc<Notify>,
+    /// Whether something due may be in the store that nobody holds.
+    pub(crate) behind: AtomicBool,
+    /// No new work, no new run, no new attempt.
+    pub(crate) closing: CancellationToken,
+    /// Runs and attempts in flight end.
+    pub(crate) closed: CancellationToken,
+    pub(crate) tasks: TaskTracker,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    workers: HashMap<Arc<str>, Arc<WorkerEntry>>,
+    /// Tasks in hand that have no result yet; cancelling one drops its run.
+    open: HashMap<TaskId, CancellationToken>,
+    waiting: HashMap<TaskId, Vec<oneshot::Sender<()>>>,
+}
+
+pub(crate) struct WorkerEntry {
+    pub(crate) handler: Arc<dyn Handler>,
+    pub(crate) interrupted: Interrupted,
+    pub(crate) time_limit: Duration,
+    pub(crate) runs: Semaphore,
+    slots: Arc<Pool>,
+}
+
+impl WorkerEntry {
+    pub(crate) fn new(
+        handler: Arc<dyn Handler>,
+        interrupted: Interrupted,
+        concurrency: usize,
+        time_limit: Duration,
+        wake: &Arc<Notify>,
+    ) -> Self {
+        let runs = Semaphore::new(concurrency.min(Semaphore::MAX_PERMITS));
+        let slots = Pool::waking(concurrency.saturating_mul(4), wake);
+        Self { handler, interrupted, time_limit, runs, slots }
+    }
+}
+
+/// A row's place in memory.
+#[derive(Debug)]
+pub(crate) struct Place {
+    lane: Option<Arc<OpenLane>>,
+    _stage: Slot,
+    _memory: Slot,
+}
+
+impl Engine {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        // Every change under the lock is a single step, so a panic elsewhere leaves the state whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn now(&self) -> Micros {
+        self.clock.now().into()
+    }
+
+    pub(crate) fn check(&self, dsn: &Dsn) -> Result<(), DsnError> {
+        self.sink(dsn)?.check(dsn)
+    }
+
+    fn sink(&self, dsn: &Dsn) -> Result<&Arc<dyn Sink>, DsnError> {
+        self.sinks.get(dsn.scheme()).ok_or_else(|| {
+            let mut known: Vec<&str> = self.sinks.keys().map(String::as_str).collect();
+            known.sort_unstable();
+            DsnError::unknown_scheme(dsn.scheme(), &known)
+        })
+    }
+
+    pub(crate) fn register(&self, name: Arc<str>, entry: WorkerEntry) -> Result<(), WorkerError> {
+        if self.closing.is_cancelled() {
+            return Err(WorkerError::Closed);
+        }
+        let mut state = self.state();
+        if state.workers.contains_key(&name) {
+            return Err(WorkerError::NameTaken(name.to_string()));
+        }
+        state.workers.insert(name, Arc::new(entry));
+        drop(state);
+        self.look_again();
+        Ok(())
+    }
+
+    /// Stores a task and hands it on.
+    pub(crate) async fn accept(self: &Arc<Self>, worker: &Arc<str>, work: Work) -> Result<Acknowledgment, AcceptError> {
+        let row = self.task_row(worker, work)?;
+        let acknowledgment = Acknowledgment::new(row.id, row.dsn.clone());
+        self.insert(row).await?;
+        Ok(acknowledgment)
+    }
+
+    /// Stores an event and hands it on.
+    pub(crate) async fn publish(self: &Arc<Self>, event: Event) -> Result<MessageId, AcceptError> {
+        let row = self.event_row(event)?;
+        let id = row.id.into();
+        self.insert(row).await?;
+        Ok(id)
+    }
+
+    fn task_row(&self, worker: &Arc<str>, work: Work) -> Result<Row, AcceptError> {
+        let Work { payload, dsn, owner, context } = work;
+        self.check_size(payload.body().len())?;
+        if let Some(dsn) = &dsn {
+            self.check(dsn)?;
+        }
+        let id = TaskId::new();
+        if context.correlation_id.is_some() || !context.pass_on.is_empty() {
+            // What its result could not carry is refused before the acknowledgment.
+            let mut message = Message::builder("callback").id(id.into());
+            for (name, value) in &context.pass_on {
+                message = message.header(name, value);
+            }
+            if let Some(correlation_id) = &context.correlation_id {
+                message = message.correlation_id(correlation_id);
+            }
+            message.build()?;
+        }
+        let now = self.now();
+        Ok(Row {
+            id,
+            token: 0,
+            stage: Stage::Accepted,
+            held: false,
+            due: now,
+            worker: Some(Arc::clone(worker)),
+            owner: owner.map(Arc::from),
+            dsn,
+            starts: 0,
+            attempts: 0,
+            accepted_at: now,
+            first_due: now,
+            work: Some(Arc::new(Request { context, payload })),
+            result: None,
+        })
+    }
+
+    pub(crate) fn event_row(&self, event: Event) -> Result<Row, AcceptError> {
+        let Event { dsn, event_type, payload, id: event_id, subject, owner } = event;
+        self.check_size(payload.body().len())?;
+        self.check(&dsn)?;
+        let (id, now) = (TaskId::new(), self.now());
+        let mut message = Message::builder(event_type)
+            .id(id.into())
+            .source(&self.source)
+            .subject(subject.unwrap_or_else(|| id.to_string()))
+            .time(now.to_system())
+            .payload(payload);
+        if let Some(event_id) = event_id {
+            message = message.event_id(event_id);
+        }
+        let stored = Stored { message: message.build()?, failed: false, traceparent: None };
+        Ok(Row {
+            id,
+            token: 0,
+            stage: Stage::Delivering,
+            held: false,
+            due: now,
+            worker: None,
+            owner: owner.map(Arc::from),
+            dsn: Some(dsn),
+            starts: 0,
+            attempts: 0,
+            accepted_at: now,
+            first_due: now,
+            work: None,
+            result: Some(Arc::new(stored)),
+        })
+    }
+
+    fn check_size(&self, bytes: usize) -> Result<(), AcceptError> {
+        if bytes > self.body_limit { Err(AcceptError::TooLarge { limit: self.body_limit }) } else { Ok(()) }
+    }
+
+    async fn insert(self: &Arc<Self>, mut row: Row) -> Result<(), AcceptError> {
+        if self.closing.is_cancelled() {
+            return Err(AcceptError::Closed);
+        }
+        let place = self.reserve(&row);
+        row.held = place.is_some();
+        let row = Arc::new(row);
+        let (sender, receiver) = oneshot::channel();
+        let (engine, stored) = (Arc::clone(self), Arc::clone(&row));
+        // The hand-over happens where the commit is known, so that a caller who gives up loses nothing.
+        let done = Box::new(move |result: Result<Written, OutboxError>| {
+            let answer = match result {
+                Ok(_) => {
+                    engine.hand_over(stored, place);
+                    Ok(())
+                }
+                Err(error) => Err((error, place)),
+            };
+            let _ = sender.send(answer);
+        });
+        self.store
+            .submit(Write::Insert(Arc::clone(&row)), done)
+            .map_err(|Full| AcceptError::Overloaded { retry_after: OVERLOADED })?;
+        let closed = || Err((OutboxError::unknown("the outbox was closed"), None));
+        match receiver.await.unwrap_or_else(|_| closed()) {
+            Ok(()) => Ok(()),
+            Err((error, place)) if error.is_unknown() => self.ask(row, place, error).await,
+            Err((error, _)) => Err(AcceptError::Outbox(error)),
+        }
+    }
+
+    /// Asks whether a row was stored whose commit had no clear answer.
+    async fn ask(self: &Arc<Self>, row: Arc<Row>, place: Option<Place>, error: OutboxError) -> Result<(), AcceptError> {
+        let until = Instant::now() + ASK_FOR;
+        loop {
+            match self.store.find(row.id).await {
+                Ok(Some(_)) => {
+                    self.hand_over(row, place);
+                    return Ok(());
+                }
+                Ok(None) => {
+                    let reason = "it was not there when it was asked for after a failed commit";
+                    tracing::warn!(task = %row.id, %error, reason);
+                    return Err(AcceptError::Outbox(OutboxError::not_stored(error)));
+                }
+                Err(_) if Instant::now() < until => sleep(Duration::from_millis(100)).await,
+                Err(_) => return Err(AcceptError::Outbox(error)),
+            }
+        }
+    }
+
+    /// A place in memory for a row; none if it must stay in the store for now.
+    pub(crate) fn reserve(&self, row: &Row) -> Option<Place> {
+        let memory = self.memory.take(row.size())?;
+        if row.stage.is_open() {
+            let slots = Arc::clone(&self.state().workers.get(row.worker.as_ref()?)?.slots);
+            Some(Place { lane: None, _stage: slots.take(1)?, _memory: memory })
+        } else {
+            let (lane, slot) = self.lanes.reserve(&row.lane()?)?;
+            Some(Place { lane: Some(lane), _stage: slot, _memory: memory })
+        }
+    }
+
+    /// Gives a stored row to the task that brings it to its end; without a place it waits in the store.
+    pub(crate) fn hand_over(self: &Arc<Self>, row: Arc<Row>, place: Option<Place>) {
+        let Some(place) = place else {
+            self.look_again();
+            return;
+        };
+        let open = row.stage.is_open().then(CancellationToken::new);
+        if let Some(token) = &open {
+            self.state().open.insert(row.id, token.clone());
+        }
+        self.tasks.spawn(Arc::clone(self).drive(row, place, open));
+    }
+
+    /// Brings a row as far as it goes now: through its run, and one attempt.
+    async fn drive(self: Arc<Self>, mut row: Arc<Row>, mut place: Place, open: Option<CancellationToken>) {
+        if let Some(cancelled) = open {
+            let next = self.run(&row, place, &cancelled).await;
+            self.state().open.remove(&row.id);
+            let Some(next) = next else { return };
+            (row, place) = next;
+        }
+        self.deliver(row, place).await;
+    }
+
+    /// Stores a step, however long the store takes to heal; false if the row went elsewhere meanwhile.
+    ///
+    /// After a failure of unknown outcome a second try may find its own first: that counts as stored.
+    pub(crate) async fn persist(&self, step: Write) -> bool {
+        let mut may_be_stored = false;
+        let mut wait = Duration::from_millis(50);
+        loop {
+            match crate::outbox::write(&*self.store, step.clone()).await {
+                Ok(Written::Done) => return true,
+                Ok(_) => return may_be_stored,
+                Err(error) => {
+                    may_be_stored |= error.is_unknown();
+                    tracing::error!(error = %chain(&error), "a step could not be stored, trying again");
+                }
+            }
+            tokio::select! {
+                () = self.closed.cancelled() => return false,
+                () = sleep(wait) => wait = (wait * 2).min(Duration::from_secs(5)),
+            }
+        }
+    }
+
+    /// Wakes the claiming loop.
+    pub(crate) fn look_again(&self) {
+        self.behind.store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    /// Tells those who wait for a task that it is over.
+    pub(crate) fn ended(&self, id: TaskId) {
+        let waiting = self.state().waiting.remove(&id);
+        waiting.into_iter().flatten().for_each(|waiting| _ = waiting.send(()));
+    }
+
+    /// Resolves when the task is over, or the dispatcher is.
+    pub(crate) fn waiter(&self, id: TaskId) -> oneshot::Receiver<()> {
+        let (sender, receiver) = oneshot::channel();
+        let mut state = self.state();
+        let waiting = state.waiting.entry(id).or_default();
+        waiting.retain(|other| !other.is_closed());
+        waiting.push(sender);
+        receiver
+    }
+
+    pub(crate) fn worker(&self, name: &str) -> Option<Arc<WorkerEntry>> {
+        self.state().workers.get(name).cloned()
+    }
+
+    pub(crate) fn is_open(&self, id: TaskId) -> bool {
+        self.state().open.contains_key(&id)
+    }
+
+    pub(crate) fn drop_run(&self, id: TaskId) {
+        if let Some(token) = self.state().open.get(&id) {
+            token.cancel();
+        }
+    }
+
+    /// Lets go of handlers, which may hold the dispatcher, and of those who wait.
+    pub(crate) fn forget(&self) {
+        let State { workers, open, waiting } = std::mem::take(&mut *self.state());
+        drop((workers, open, waiting));
+    }
+}
+
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("sinks", &self.sinks).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,143 @@
+//! The way back from the store: recovery, due retries, and what had no place in memory.
+
+use super::{Engine, OpenLane, Place};
+use crate::{
+    clock::Micros,
+    outbox::{Claim, Full, Write, Written},
+    row::Row,
+};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+use tokio::{sync::oneshot, time::sleep};
+
+/// How many rows are taken at once.
+const CLAIM: usize = 256;
+
+/// The longest sleep: after it due times are looked at again, so that a clock set back costs no more than this.
+const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+
+/// How often the store is asked whether somebody else wrote.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// How long after its start a dispatcher names the handlers that stored work waits for.
+const MISSING_HANDLERS: Duration = Duration::from_secs(10);
+
+impl Engine {
+    /// Claims what is due until the dispatcher closes.
+    pub(crate) async fn claim_until_closed(self: Arc<Self>) {
+        let shared = matches!(self.store.others_wrote().await, Ok(Some(_)));
+        let mut next = Some(Micros(0));
+        loop {
+            let is_due = next.is_some_and(|due| due <= self.now());
+            if self.behind.swap(false, Ordering::AcqRel) || is_due {
+                match self.claim().await {
+                    Ok(true) => self.behind.store(true, Ordering::Release),
+                    Ok(false) => {}
+                    Err(()) => {
+                        self.behind.store(true, Ordering::Release);
+                        if self.pause(Duration::from_secs(1)).await {
+                            return;
+                        }
+                    }
+                }
+            }
+            next = self.store.next_due(self.now()).await.unwrap_or_else(|_| Some(self.now().after(SWEEP)));
+            let wait = next.map_or(LONGEST_SLEEP, |due| due.since(self.now()).min(LONGEST_SLEEP));
+            let wait = if shared { wait.min(SWEEP) } else { wait };
+            tokio::select! {
+                biased;
+                () = self.closing.cancelled() => return,
+                () = self.wake.notified() => {}
+                () = sleep(wait) => {
+                    if shared && matches!(self.store.others_wrote().await, Ok(Some(true))) {
+                        self.behind.store(true, Ordering::Release);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Claims a batch and hands it over; whether more may be due.
+    async fn claim(self: &Arc<Self>) -> Result<bool, ()> {
+        if self.memory.is_full() {
+            return Ok(true);
+        }
+        let full = self.lanes.full();
+        let (workers, left_out) = {
+            let state = self.state();
+            let (ready, full): (Vec<_>, Vec<_>) = state.workers.iter().partition(|(_, worker)| !worker.slots.is_full());
+            (ready.into_iter().map(|(name, _)| Arc::clone(name)).collect(), full.len())
+        };
+        let partial = left_out > 0 || !full.is_empty();
+        let (sender, receiver) = oneshot::channel();
+        let engine = Arc::clone(self);
+        // The hand-over happens where the commit is known: a cancel that is stored later finds the run.
+        let done = Box::new(move |result| {
+            let claimed = match result {
+                Ok(Written::Claimed(rows)) => {
+                    let claimed = rows.len();
+                    for row in rows {
+                        engine.hand_over_claimed(row);
+                    }
+                    Ok(claimed)
+                }
+                Ok(_) => Ok(0),
+                Err(error) => {
+                    tracing::error!(error = %super::chain(&error), "due messages could not be claimed");
+                    Err(())
+                }
+            };
+            let _ = sender.send(claimed);
+        });
+        let claim = Claim { now: self.now(), limit: CLAIM, workers, full };
+        self.store.submit(Write::Claim(claim), done).map_err(|Full| ())?;
+        let claimed = receiver.await.unwrap_or(Err(()))?;
+        Ok(partial || claimed == CLAIM)
+    }
+
+    /// A claimed row gets a place even where its lane is full: a claim is small.
+    fn hand_over_claimed(self: &Arc<Self>, row: Row) {
+        let place = self.place(&row);
+        if place.is_none() {
+            tracing::error!(id = %row.id, "a claimed row has no worker and no Dsn");
+        }
+        if let Some(place) = place {
+            self.hand_over(Arc::new(row), Some(place));
+        }
+    }
+
+    fn place(&self, row: &Row) -> Option<Place> {
+        let memory = self.memory.take_anyway(row.size());
+        if row.stage.is_open() {
+            let slots = Arc::clone(&self.state().workers.get(row.worker.as_ref()?)?.slots);
+            Some(Place { lane: None, _stage: slots.take_anyway(1), _memory: memory })
+        } else {
+            let lane: Arc<OpenLane> = self.lanes.lane(&row.lane()?);
+            let slot = lane.slots.take_anyway(1);
+            Some(Place { lane: Some(lane), _stage: slot, _memory: memory })
+        }
+    }
+
+    /// Names the handlers that stored work waits for, once.
+    pub(crate) async fn name_missing_handlers(self: Arc<Self>) {
+        if self.pause(MISSING_HANDLERS).await {
+            return;
+        }
+        let Ok(waiting) = self.store.waiting_workers().await else { return };
+        let registered: BTreeSet<Arc<str>> = self.state().workers.keys().cloned().collect();
+        for worker in waiting.into_iter().filter(|name| !registered.contains(name.as_str())) {
+            tracing::error!(worker, "stored work waits for a worker that is not registered");
+        }
+    }
+
+    /// Waits; true if the dispatcher closed meanwhile.
+    async fn pause(&self, wait: Duration) -> bool {
+        tokio::select! {
+            () = self.closing.cancelled() => true,
+            () = sleep(wait) => false,
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! A run: from an accepted row to its stored result.
+
+use super::{Engine, Place, WorkerEntry};
+use crate::{
+    Failure, Outcome, Task,
+    outbox::{Settle, Write},
+    outcome::OutcomeKind,
+    row::{Row, Stage, Stored},
+    state::{self, Begin},
+};
+use callback_core::{Message, MessageError};
+use futures_util::FutureExt;
+use std::{panic::AssertUnwindSafe, sync::Arc};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+impl Engine {
+    /// Runs a task and stores its outcome; the row to be delivered, if there is one and it has a place.
+    pub(super) async fn run(
+        self: &Arc<Self>,
+        row: &Arc<Row>,
+        place: Place,
+        cancelled: &CancellationToken,
+    ) -> Option<(Arc<Row>, Place)> {
+        let worker = self.worker(row.worker.as_deref()?);
+        let Some(worker) = worker else {
+            self.release(row).await;
+            return None;
+        };
+        let permit = tokio::select! {
+            biased;
+            () = cancelled.cancelled() => return None,
+            () = self.closing.cancelled() => Err(()),
+            permit = worker.runs.acquire() => permit.map_err(drop),
+        };
+        let Ok(permit) = permit else {
+            self.release(row).await;
+            return None;
+        };
+
+        let interrupted = row.work.as_ref().and_then(|work| work.context.interrupted).unwrap_or(worker.interrupted);
+        let task = Task::new(Arc::clone(row), true, Arc::clone(self));
+        let outcome = match state::begin(row.stage, row.starts, interrupted) {
+            Begin::Report => worker.handler.failure(&task, &Failure::Interrupted),
+            begin => {
+                if begin == Begin::MarkThenRun && !self.persist(self.settle(row, Stage::Started, true)).await {
+                    return None;
+                }
+                tokio::select! {
+                    biased;
+                    () = cancelled.cancelled() => return None,
+                    () = self.closed.cancelled() => {
+                        // What may run again is given back; what may not keeps its mark, and is reported.
+                        tracing::warn!(task = %row.id, "the dispatcher closed before the work was done");
+                        if begin == Begin::Run {
+                            self.release(row).await;
+                        }
+                        return None;
+                    }
+                    outcome = self.call(&worker, &task) => outcome,
+                }
+            }
+        };
+        drop(permit);
+        self.store_outcome(row, &worker, &task, outcome, place).await
+    }
+
+    /// Calls the handler within the task's limit.
+    async fn call(&self, worker: &WorkerEntry, task: &Task) -> Outcome {
+        let limit = task.time_limit().unwrap_or(worker.time_limit);
+        let run = AssertUnwindSafe(worker.handler.run(task.clone())).catch_unwind();
+        let failure = match timeout(limit, run).await {
+            Ok(Ok(outcome)) => return outcome,
+            Ok(Err(_panic)) => Failure::Panicked,
+            Err(_elapsed) => Failure::TimedOut(limit),
+        };
+        tracing::warn!(task = %task.id(), operation = task.operation(), %failure, "a run failed");
+        worker.handler.failure(task, &failure)
+    }
+
+    async fn store_outcome(
+        self: &Arc<Self>,
+        row: &Arc<Row>,
+        worker: &WorkerEntry,
+        task: &Task,
+        outcome: Outcome,
+        place: Place,
+    ) -> Option<(Arc<Row>, Place)> {
+        let events = task.take_published();
+        if outcome.kind == OutcomeKind::Deferred {
+            if self.persist(Write::Defer { id: row.id, token: row.token, events }).await {
+                self.look_again();
+            }
+            return None;
+        }
+        let result = self.shape(row, outcome).or_else(|failure| {
+            tracing::warn!(task = %row.id, %failure, "an outcome cannot be sent");
+            let own = worker.handler.failure(task, &failure);
+            self.shape(row, own).or_else(|_| self.shape(row, failure.to_outcome()))
+        });
+        let result = match result {
+            Ok(result) => Arc::new(result),
+            Err(failure) => {
+                // The engine's own words fit every limit that a result can have.
+                tracing::error!(task = %row.id, %failure, "no outcome can be sent");
+                return None;
+            }
+        };
+        let now = self.now();
+        let mut next = Row::clone(row);
+        next.stage = state::after_run(OutcomeKind::Completed, row.dsn.is_some());
+        (next.due, next.first_due) = (now, now);
+        next.result = Some(Arc::clone(&result));
+        drop(place);
+        let place = if next.stage == Stage::Delivering { self.reserve(&next) } else { None };
+        next.held = place.is_some();
+        let has_events = !events.is_empty();
+        let write =
+            Write::Result { id: row.id, token: row.token, to: next.stage, held: next.held, now, result, events };
+        if !self.persist(write).await {
+            return None;
+        }
+        if next.stage.is_ended() {
+            self.ended(row.id);
+        }
+        if has_events || (next.stage == Stage::Delivering && !next.held) {
+            self.look_again();
+        }
+        Some((Arc::new(next), place?))
+    }
+
+    /// Makes the message of an outcome.
+    pub(crate) fn shape(&self, row: &Row, outcome: Outcome) -> Result<Stored, Failure> {
+        if outcome.payload.body().len() > self.body_limit {
+            return Err(Failure::TooLarge { limit: self.body_limit });
+        }
+        let failed = outcome.is_failed();
+        let mut message = Message::builder(outcome.event_type())
+            .id(row.id.into())
+            .source(&self.source)
+            .subject(row.id.to_string())
+            .time(self.clock.now())
+            .payload(outcome.payload);
+        let context = row.work.as_ref().map(|work| &work.context);
+        if let Some(context) = context {
+            for (name, value) in &context.pass_on {
+                message = message.header(name, value);
+            }
+            if let Some(id) = &context.correlation_id {
+                message = message.correlation_id(id);
+            }
+        }
+        let message = message.build().map_err(|error: MessageError| Failure::Malformed(error.to_string()))?;
+        Ok(Stored { message, failed, traceparent: context.and_then(|context| context.traceparent.clone()) })
+    }
+
+    /// A step of a row that has not been attempted.
+    pub(super) fn settle(&self, row: &Row, to: Stage, held: bool) -> Write {
+        Write::Settle(Settle {
+            id: row.id,
+            token: row.token,
+            from: row.stage,
+            to,
+            held,
+            due: row.due,
+            attempts: row.attempts,
+            now: self.now(),
+            failed: None,
+        })
+    }
+
+    /// Gives a row back to the store: somebody will claim it.
+    pub(super) async fn release(&self, row: &Row) {
+        self.persist(self.settle(row, row.stage, false)).await;
+    }
+}

@@ -1,0 +1,89 @@
+//! Why the dispatcher did not do what it was asked.
+
+use crate::OutboxError;
+use callback_core::{DsnError, MessageError};
+use std::time::Duration;
+
+/// Why work or an event was not accepted. Nothing was stored, but where [`Outbox`](Self::Outbox) says that it is unknown.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AcceptError {
+    /// The dispatcher is closing.
+    #[error("the dispatcher is closed")]
+    Closed,
+    /// The Dsn cannot be used.
+    #[error(transparent)]
+    Dsn(#[from] DsnError),
+    /// An attribute or header that no message can carry.
+    #[error(transparent)]
+    Message(#[from] MessageError),
+    /// The outbox failed. [`OutboxError::is_unknown`] says whether it may have been stored all the same.
+    #[error("the outbox failed")]
+    Outbox(#[source] OutboxError),
+    /// Too much is waiting to be stored.
+    #[error("overloaded, try again in {} s", .retry_after.as_secs())]
+    Overloaded {
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The body is larger than the limit.
+    #[error("the body is larger than {limit} bytes")]
+    TooLarge {
+        /// The limit, in bytes.
+        limit: usize,
+    },
+}
+
+/// Why a dispatcher did not start.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// Another dispatcher has the outbox.
+    #[error("another dispatcher has this outbox")]
+    Locked(#[source] OutboxError),
+    /// The outbox failed.
+    #[error("the outbox failed")]
+    Outbox(#[source] OutboxError),
+    /// Two sinks serve one scheme.
+    #[error("two sinks serve the scheme {0}")]
+    SchemeTaken(String),
+    /// The source is no URI-reference of 1 to 255 printable ASCII characters.
+    #[error("the source cannot be used")]
+    Source(#[source] MessageError),
+}
+
+/// Why a worker was not registered.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WorkerError {
+    /// The dispatcher is closing.
+    #[error("the dispatcher is closed")]
+    Closed,
+    /// A worker of this name is registered already.
+    #[error("a worker named {0} is registered already")]
+    NameTaken(String),
+}
+
+/// Why a task was not cancelled, or not completed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EndError {
+    /// It is over: the first end that is stored wins.
+    #[error("the task is over")]
+    Ended,
+    /// The result cannot be sent.
+    #[error(transparent)]
+    Message(#[from] MessageError),
+    /// The outbox failed.
+    #[error("the outbox failed")]
+    Outbox(#[from] OutboxError),
+    /// The result is larger than the limit.
+    #[error("the result is larger than {limit} bytes")]
+    TooLarge {
+        /// The limit, in bytes.
+        limit: usize,
+    },
+    /// There is no such task.
+    #[error("there is no such task")]
+    Unknown,
+}

@@ -1,0 +1,61 @@
+//! What a service has to say without being asked.
+
+use callback_core::{Dsn, MessageId, Payload};
+
+/// Something that happened, to be sent to one destination.
+///
+/// ```
+/// use callback_dispatch::Event;
+/// use serde_json::json;
+///
+/// let event = Event::to("https://audit.example/in".parse()?, "order.completed", json!({ "id": 7 }));
+/// assert_eq!(event.event_type(), "order.completed");
+/// # Ok::<_, callback_core::DsnError>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "an event is sent when it is published"]
+pub struct Event {
+    pub(crate) dsn: Dsn,
+    pub(crate) event_type: String,
+    pub(crate) payload: Payload,
+    pub(crate) id: Option<MessageId>,
+    pub(crate) subject: Option<String>,
+    pub(crate) owner: Option<String>,
+}
+
+impl Event {
+    /// An event of this type for one destination.
+    pub fn to(dsn: Dsn, event_type: impl Into<String>, payload: impl Into<Payload>) -> Self {
+        Self { dsn, event_type: event_type.into(), payload: payload.into(), id: None, subject: None, owner: None }
+    }
+
+    /// Sets the event's id (`ce-id`). Default: the delivery's.
+    pub fn id(mut self, id: MessageId) -> Self {
+        self.id = Some(id);
+        self
+    }
+
+    /// Sets what it is about (`ce-subject`). Default: the delivery's id.
+    pub fn subject(mut self, subject: impl Into<String>) -> Self {
+        self.subject = Some(subject.into());
+        self
+    }
+
+    /// Sets on whose behalf it is sent; chooses the key and the lane.
+    pub fn owner(mut self, owner: impl Into<String>) -> Self {
+        self.owner = Some(owner.into());
+        self
+    }
+
+    /// What happened.
+    #[must_use]
+    pub fn event_type(&self) -> &str {
+        &self.event_type
+    }
+
+    /// The body.
+    #[must_use]
+    pub const fn payload(&self) -> &Payload {
+        &self.payload
+    }
+}

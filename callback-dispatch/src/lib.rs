@@ -1,0 +1,34 @@
+#![doc = include_str!("../README.md")]
+
+mod dispatcher;
+mod worker;
+
+mod event;
+mod outcome;
+mod task;
+mod work;
+
+mod dead_letter;
+mod lane;
+
+mod clock;
+mod error;
+
+mod engine;
+mod outbox;
+mod row;
+mod state;
+
+pub use clock::{Clock, SystemClock, TokioClock};
+pub use dead_letter::{Cursor, DeadLetter, DeadLetterQuery, DeadLetters, FailedAttempt, Page};
+pub use dispatcher::{Dispatcher, DispatcherBuilder};
+pub use error::{AcceptError, EndError, StartError, WorkerError};
+pub use event::Event;
+pub use lane::Lane;
+#[cfg(feature = "sqlite")]
+pub use outbox::SqliteOutbox;
+pub use outbox::{MemoryOutbox, Outbox, OutboxError};
+pub use outcome::{Failure, Outcome};
+pub use task::{Task, TaskState};
+pub use work::Work;
+pub use worker::{Handler, Interrupted, Worker, WorkerBuilder};

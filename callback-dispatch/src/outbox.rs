@@ -1,0 +1,212 @@
+//! Where tasks and undelivered messages live until they end.
+
+mod memory;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+
+pub use memory::MemoryOutbox;
+#[cfg(feature = "sqlite")]
+pub use sqlite::SqliteOutbox;
+
+use crate::{
+    clock::Micros,
+    dead_letter::{DeadLetter, DeadLetterQuery},
+    lane::LaneKey,
+    row::{FailedRow, Row, Stage, Stored},
+};
+use async_trait::async_trait;
+use callback_core::{BoxError, TaskId};
+use std::{error::Error, fmt, sync::Arc};
+use tokio::sync::oneshot;
+
+/// Where tasks and undelivered messages live: [`MemoryOutbox`] or `SqliteOutbox`.
+///
+/// The trait is sealed: what the engine asks of an outbox changes with the engine.
+pub trait Outbox: Erase + fmt::Debug + Send + Sync + 'static {}
+
+/// Takes the type off an outbox.
+#[expect(unnameable_types, reason = "seals `Outbox`")]
+pub trait Erase {
+    fn erase(&self) -> Erased;
+}
+
+/// An outbox without its type, so that no handle carries it.
+#[expect(unnameable_types, reason = "seals `Outbox`")]
+#[derive(Debug)]
+pub struct Erased(pub(crate) Arc<dyn Store>);
+
+impl<O: Outbox + ?Sized> Outbox for Arc<O> {}
+
+impl<O: Outbox + ?Sized> Erase for Arc<O> {
+    fn erase(&self) -> Erased {
+        (**self).erase()
+    }
+}
+
+/// What an outbox does for the engine.
+#[async_trait]
+pub(crate) trait Store: fmt::Debug + Send + Sync + 'static {
+    /// Takes the outbox for one dispatcher, and gives back what a dead process held.
+    async fn start(&self) -> Result<(), OutboxError>;
+
+    /// Queues a write. `done` is called once, when it is stored or has failed, whatever becomes of the caller.
+    fn submit(&self, write: Write, done: Done) -> Result<(), Full>;
+
+    /// When the next row that nobody holds is due, after `after`.
+    async fn next_due(&self, after: Micros) -> Result<Option<Micros>, OutboxError>;
+
+    /// The row of this id.
+    async fn find(&self, id: TaskId) -> Result<Option<Row>, OutboxError>;
+
+    /// Whether somebody else may have stored something since the last question; none if nobody else can.
+    async fn others_wrote(&self) -> Result<Option<bool>, OutboxError>;
+
+    /// The workers that accepted work waits for which nobody holds.
+    async fn waiting_workers(&self) -> Result<Vec<String>, OutboxError>;
+
+    async fn dead_letters(&self, query: &DeadLetterQuery) -> Result<Vec<DeadLetter>, OutboxError>;
+
+    async fn dead_letter(&self, id: TaskId) -> Result<Option<DeadLetter>, OutboxError>;
+
+    /// Settles what is queued and lets go of everything.
+    async fn close(&self);
+}
+
+/// Called once with what became of a write.
+pub(crate) type Done = Box<dyn FnOnce(Result<Written, OutboxError>) + Send>;
+
+/// Queues a write and waits for what becomes of it.
+pub(crate) async fn write(store: &dyn Store, write: Write) -> Result<Written, OutboxError> {
+    let (sender, receiver) = oneshot::channel();
+    let done = Box::new(move |result| drop(sender.send(result)));
+    store.submit(write, done).map_err(|Full| OutboxError::not_stored("too many writes are waiting"))?;
+    receiver.await.unwrap_or_else(|_| Err(OutboxError::unknown("the outbox was closed")))
+}
+
+/// One change to an outbox.
+#[derive(Clone, Debug)]
+pub(crate) enum Write {
+    /// A new row.
+    Insert(Arc<Row>),
+    /// A result, and the events that were published with it, if the row is open and the token is current.
+    Result { id: TaskId, token: u32, to: Stage, held: bool, now: Micros, result: Arc<Stored>, events: Vec<Arc<Row>> },
+    /// The work is done elsewhere; the events that were published so far, if the row is open and the token current.
+    Defer { id: TaskId, token: u32, events: Vec<Arc<Row>> },
+    /// A step of a row that is at `from` with this token.
+    Settle(Settle),
+    /// The end of a row that has none.
+    Cancel { id: TaskId, now: Micros },
+    /// A new delivery of a dead row.
+    Replay { id: TaskId, now: Micros },
+    /// Takes due rows into the caller's hands.
+    Claim(Claim),
+    /// Gives back what a dead process held.
+    Recover,
+}
+
+/// A step of one row.
+#[derive(Clone, Debug)]
+pub(crate) struct Settle {
+    pub(crate) id: TaskId,
+    pub(crate) token: u32,
+    pub(crate) from: Stage,
+    pub(crate) to: Stage,
+    pub(crate) held: bool,
+    pub(crate) due: Micros,
+    pub(crate) attempts: u32,
+    pub(crate) now: Micros,
+    pub(crate) failed: Option<FailedRow>,
+}
+
+/// Which rows are taken.
+#[derive(Clone, Debug)]
+pub(crate) struct Claim {
+    pub(crate) now: Micros,
+    pub(crate) limit: usize,
+    /// The handlers that this process has.
+    pub(crate) workers: Vec<Arc<str>>,
+    /// Those of them that have no place for more.
+    pub(crate) full: Vec<LaneKey>,
+}
+
+/// What became of a write.
+#[derive(Debug)]
+pub(crate) enum Written {
+    /// It is stored.
+    Done,
+    /// The row was elsewhere already: it had ended, or another claim has it. Nothing changed.
+    Superseded,
+    /// There is no such row.
+    Unknown,
+    /// These rows are in the caller's hands, oldest first.
+    Claimed(Vec<Row>),
+}
+
+/// The queue of writes is full, or the outbox closed.
+#[derive(Debug)]
+pub(crate) struct Full;
+
+/// An outbox that did not do what was asked.
+#[derive(Clone)]
+pub struct OutboxError {
+    kind: OutboxErrorKind,
+    source: Arc<dyn Error + Send + Sync>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OutboxErrorKind {
+    Locked,
+    NotStored,
+    Unknown,
+}
+
+impl OutboxError {
+    /// Another dispatcher has the outbox.
+    pub(crate) fn locked(source: impl Into<BoxError>) -> Self {
+        Self { kind: OutboxErrorKind::Locked, source: source.into().into() }
+    }
+
+    /// Nothing was stored, or read.
+    pub(crate) fn not_stored(source: impl Into<BoxError>) -> Self {
+        Self { kind: OutboxErrorKind::NotStored, source: source.into().into() }
+    }
+
+    /// It may have been stored, or not.
+    pub(crate) fn unknown(source: impl Into<BoxError>) -> Self {
+        Self { kind: OutboxErrorKind::Unknown, source: source.into().into() }
+    }
+
+    /// Whether another dispatcher has the outbox.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        self.kind == OutboxErrorKind::Locked
+    }
+
+    /// Whether it may have been stored all the same.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        self.kind == OutboxErrorKind::Unknown
+    }
+}
+
+impl fmt::Display for OutboxError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.kind {
+            OutboxErrorKind::Locked => "another dispatcher has this outbox",
+            OutboxErrorKind::NotStored => "the outbox failed, nothing was stored",
+            OutboxErrorKind::Unknown => "the outbox failed, whether it was stored is unknown",
+        })
+    }
+}
+
+impl fmt::Debug for OutboxError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OutboxError").field("kind", &self.kind).field("source", &self.source).finish()
+    }
+}
+
+impl Error for OutboxError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&*self.source)
+    }
+}

@@ -1,0 +1,143 @@
+//! The outbox in an SQLite file.
+
+mod apply;
+mod read;
+
+use super::{Done, Erase, Erased, Full, Outbox, OutboxError, Store, Write, Written};
+use crate::{
+    clock::Micros,
+    dead_letter::{DeadLetter, DeadLetterQuery},
+    row::Row,
+};
+use apply::Rows;
+use async_trait::async_trait;
+use callback_core::TaskId;
+use callback_store::{Database, Lock, Migrations, StoreError, SubmitError, WriteError, WriteErrorKind, Writer};
+use std::{
+    fmt,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// The default outbox: an SQLite file, with every commit synced to disk.
+///
+/// Write-ahead log, `synchronous=FULL`, group commit. The file is created for its owner alone (mode 0600). It holds one
+/// running dispatcher, guarded by a lock that the kernel frees with the process; other processes may read dead letters
+/// and replay them meanwhile.
+#[derive(Clone)]
+pub struct SqliteOutbox(Arc<Inner>);
+
+struct Inner {
+    database: Database,
+    writer: Writer<Rows>,
+    lock: Mutex<Option<Lock>>,
+}
+
+/// More than can wait: what a dispatcher has in hand is bounded, and what it accepts is too.
+const QUEUE: usize = 1 << 17;
+
+const SCHEMA: &[(i64, &str, &str)] = &[(1, "outbox", include_str!("sqlite/schema.sql"))];
+
+impl SqliteOutbox {
+    /// Opens the file, or creates it. Takes no lock: starting a dispatcher does.
+    ///
+    /// # Errors
+    /// When the file cannot be opened, is no database, or cannot be made durable.
+    pub async fn open(path: impl AsRef<Path>) -> Result<Self, OutboxError> {
+        let migrations = Migrations::new("callback_dispatch_migrations", SCHEMA);
+        let database = Database::open(path, migrations).await?;
+        let writer = database.writer(Rows::new(), QUEUE).await?;
+        Ok(Self(Arc::new(Inner { database, writer, lock: Mutex::default() })))
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.0.database.path()
+    }
+}
+
+impl Outbox for SqliteOutbox {}
+
+impl Erase for SqliteOutbox {
+    fn erase(&self) -> Erased {
+        Erased(Arc::new(self.clone()))
+    }
+}
+
+#[async_trait]
+impl Store for SqliteOutbox {
+    async fn start(&self) -> Result<(), OutboxError> {
+        let lock = self.0.database.lock()?;
+        *self.0.lock.lock().unwrap_or_else(PoisonError::into_inner) = Some(lock);
+        // With the lock in hand, whoever held something is dead.
+        super::write(self, Write::Recover).await.map(drop)
+    }
+
+    fn submit(&self, write: Write, done: Done) -> Result<(), Full> {
+        let done = |result: Result<Written, WriteError>| done(result.map_err(OutboxError::from));
+        self.0.writer.submit(write, done).map_err(|error| match error {
+            SubmitError::Full | SubmitError::Closed | _ => Full,
+        })
+    }
+
+    async fn next_due(&self, after: Micros) -> Result<Option<Micros>, OutboxError> {
+        Ok(read::next_due(self.0.database.reader(), after).await?)
+    }
+
+    async fn find(&self, id: TaskId) -> Result<Option<Row>, OutboxError> {
+        Ok(read::find(self.0.database.reader(), id).await?)
+    }
+
+    async fn others_wrote(&self) -> Result<Option<bool>, OutboxError> {
+        Ok(Some(self.0.writer.others_wrote().await?))
+    }
+
+    async fn waiting_workers(&self) -> Result<Vec<String>, OutboxError> {
+        Ok(read::waiting_workers(self.0.database.reader()).await?)
+    }
+
+    async fn dead_letters(&self, query: &DeadLetterQuery) -> Result<Vec<DeadLetter>, OutboxError> {
+        Ok(read::dead_letters(self.0.database.reader(), query).await?)
+    }
+
+    async fn dead_letter(&self, id: TaskId) -> Result<Option<DeadLetter>, OutboxError> {
+        Ok(read::dead_letter(self.0.database.reader(), id).await?)
+    }
+
+    async fn close(&self) {
+        self.0.writer.close().await;
+        self.0.database.close().await;
+        self.0.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+impl From<StoreError> for OutboxError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Locked { .. } => Self::locked(error),
+            _ => Self::not_stored(error),
+        }
+    }
+}
+
+impl From<WriteError> for OutboxError {
+    fn from(error: WriteError) -> Self {
+        match error.kind() {
+            WriteErrorKind::NotStored => Self::not_stored(error),
+            _ => Self::unknown(error),
+        }
+    }
+}
+
+impl From<sqlx::Error> for OutboxError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::not_stored(error)
+    }
+}
+
+impl fmt::Debug for SqliteOutbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqliteOutbox").field("path", &self.path()).finish_non_exhaustive()
+    }
+}

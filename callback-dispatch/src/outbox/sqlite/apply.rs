@@ -1,0 +1,342 @@
+//! Many writes in few statements.
+
+use super::read;
+use crate::{
+    clock::Micros,
+    outbox::{Claim, Settle, Write, Written},
+    row::{FailedRow, Row, Stage, Stored},
+};
+use callback_core::TaskId;
+use callback_store::{Apply, Batched};
+use sqlx::{Arguments, Error, SqliteConnection, query, query_scalar, query_with, sqlite::SqliteArguments};
+use std::sync::Arc;
+
+/// Applies batches of writes to the outbox's tables.
+///
+/// New rows and steps come in numbers, and share multi-row statements; the rest is rare, and comes one by one.
+#[derive(Debug)]
+pub(super) struct Rows {
+    insert: Batched,
+    settle: Batched,
+    result: Batched,
+    attempt: Batched,
+}
+
+struct ResultStep<'a> {
+    id: TaskId,
+    token: u32,
+    to: Stage,
+    held: bool,
+    now: Micros,
+    result: &'a Stored,
+}
+
+impl Rows {
+    pub(super) fn new() -> Self {
+        Self {
+            insert: Batched::new(
+                "INSERT INTO callback_outbox (id, stage, held, token, due, attempts, starts, accepted_at, first_due, \
+                 worker, owner, dsn, destination, work, work_body, result, result_body) VALUES ",
+                "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "",
+            ),
+            settle: Batched::new(
+                "UPDATE callback_outbox SET stage = v.column4, held = v.column5, due = v.column6, attempts = v.column7, \
+                 ended_at = v.column8, kind = coalesce(v.column9, kind) FROM (VALUES ",
+                "(?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                ") AS v WHERE id = v.column1 AND token = v.column2 AND stage = v.column3",
+            ),
+            result: Batched::new(
+                "UPDATE callback_outbox SET stage = v.column3, held = v.column4, due = v.column5, \
+                 first_due = v.column5, ended_at = v.column6, result = v.column7, result_body = v.column8 FROM (VALUES ",
+                "(?, ?, ?, ?, ?, ?, ?, ?)",
+                ") AS v WHERE id = v.column1 AND token = v.column2 AND stage <= 2",
+            ),
+            attempt: Batched::new(
+                "INSERT INTO callback_attempt (id, number, time, took, kind, phase, status, reason) VALUES ",
+                "(?, ?, ?, ?, ?, ?, ?, ?)",
+                "",
+            ),
+        }
+    }
+
+    async fn insert(&self, connection: &mut SqliteConnection, rows: &[&Arc<Row>]) -> Result<(), Error> {
+        for (sql, part) in self.insert.split(rows) {
+            let mut arguments = SqliteArguments::default();
+            for row in part {
+                bind_row(&mut arguments, row)?;
+            }
+            query_with(sql, arguments).execute(&mut *connection).await?;
+        }
+        Ok(())
+    }
+
+    /// One answer a step, in order.
+    async fn settle(&self, connection: &mut SqliteConnection, steps: &[&Settle]) -> Result<Vec<Written>, Error> {
+        let mut written = Vec::with_capacity(steps.len());
+        let mut failed: Vec<(TaskId, &FailedRow)> = Vec::new();
+        for (sql, part) in self.settle.split(steps) {
+            let mut arguments = SqliteArguments::default();
+            for step in part {
+                bind_settle(&mut arguments, step)?;
+            }
+            let changed = query_with(sql, arguments).execute(&mut *connection).await?.rows_affected();
+            let all = usize::try_from(changed) == Ok(part.len());
+            for step in part {
+                // Where some row was elsewhere already, each is asked for: a step names where it came from, so what is
+                // at its end with its token and time is its own.
+                let done = all || self.is_settled(connection, step).await?;
+                if let (true, Some(attempt)) = (done, &step.failed) {
+                    failed.push((step.id, attempt));
+                }
+                written.push(if done { Written::Done } else { Written::Superseded });
+            }
+        }
+        for (sql, part) in self.attempt.split(&failed) {
+            let mut arguments = SqliteArguments::default();
+            for (id, attempt) in part {
+                bind_attempt(&mut arguments, *id, attempt)?;
+            }
+            query_with(sql, arguments).execute(&mut *connection).await?;
+        }
+        Ok(written)
+    }
+
+    async fn is_settled(&self, connection: &mut SqliteConnection, step: &Settle) -> Result<bool, Error> {
+        let sql = "SELECT count(*) FROM callback_outbox WHERE id = ? AND token = ? AND stage = ? AND held = ? \
+                   AND due = ? AND attempts = ? AND ended_at IS ?";
+        let count: i64 = query_scalar(sql)
+            .bind(&step.id.as_bytes()[..])
+            .bind(i64::from(step.token))
+            .bind(step.to.number())
+            .bind(step.held)
+            .bind(step.due.0)
+            .bind(i64::from(step.attempts))
+            .bind(ended_at(step.to, step.now))
+            .fetch_one(connection)
+            .await?;
+        Ok(count > 0)
+    }
+
+    /// Whether each step was current, in order.
+    async fn results(&self, connection: &mut SqliteConnection, steps: &[ResultStep<'_>]) -> Result<Vec<bool>, Error> {
+        let mut current = Vec::with_capacity(steps.len());
+        for (sql, part) in self.result.split(steps) {
+            let mut arguments = SqliteArguments::default();
+            for step in part {
+                bind_result(&mut arguments, step)?;
+            }
+            let changed = query_with(sql, arguments).execute(&mut *connection).await?.rows_affected();
+            let all = usize::try_from(changed) == Ok(part.len());
+            for step in part {
+                current.push(all || self.has_result(connection, step).await?);
+            }
+        }
+        Ok(current)
+    }
+
+    async fn has_result(&self, connection: &mut SqliteConnection, step: &ResultStep<'_>) -> Result<bool, Error> {
+        let sql = "SELECT count(*) FROM callback_outbox \
+                   WHERE id = ? AND token = ? AND stage = ? AND held = ? AND due = ? AND result = ?";
+        let count: i64 = query_scalar(sql)
+            .bind(&step.id.as_bytes()[..])
+            .bind(i64::from(step.token))
+            .bind(step.to.number())
+            .bind(step.held)
+            .bind(step.now.0)
+            .bind(step.result.head())
+            .fetch_one(connection)
+            .await?;
+        Ok(count > 0)
+    }
+
+    /// What comes one by one.
+    async fn single(&self, connection: &mut SqliteConnection, write: &Write) -> Result<Written, Error> {
+        match write {
+            Write::Insert(_) | Write::Result { .. } | Write::Settle(_) => unreachable!("comes in numbers"),
+            Write::Defer { id, token, events } => {
+                let sql = "UPDATE callback_outbox SET stage = 2, held = 0, due = ? \
+                           WHERE id = ? AND token = ? AND stage <= 1";
+                let done = query(sql).bind(Micros::NEVER.0).bind(&id.as_bytes()[..]).bind(i64::from(*token));
+                if done.execute(&mut *connection).await?.rows_affected() == 0 {
+                    return Ok(Written::Superseded);
+                }
+                self.insert(connection, &events.iter().collect::<Vec<_>>()).await?;
+                Ok(Written::Done)
+            }
+            Write::Cancel { id, now } => {
+                let sql = "UPDATE callback_outbox SET stage = 13, held = 0, ended_at = ? WHERE id = ? AND stage < 10";
+                let done = query(sql).bind(now.0).bind(&id.as_bytes()[..]).execute(&mut *connection).await?;
+                if done.rows_affected() > 0 {
+                    return Ok(Written::Done);
+                }
+                let known = query("SELECT 1 FROM callback_outbox WHERE id = ?").bind(&id.as_bytes()[..]);
+                let known = known.fetch_optional(connection).await?.is_some();
+                Ok(if known { Written::Superseded } else { Written::Unknown })
+            }
+            Write::Replay { id, now } => {
+                let sql = "UPDATE callback_outbox SET stage = 3, held = 0, token = token + 1, due = ?, first_due = ?, \
+                           attempts = 0, ended_at = NULL WHERE id = ? AND stage = 12";
+                let done = query(sql).bind(now.0).bind(now.0).bind(&id.as_bytes()[..]).execute(connection).await?;
+                Ok(if done.rows_affected() > 0 { Written::Done } else { Written::Superseded })
+            }
+            Write::Claim(claim) => Ok(Written::Claimed(self.claim(connection, claim).await?)),
+            Write::Recover => {
+                let sql = "UPDATE callback_outbox SET held = 0, token = token + 1, starts = starts + (stage <= 1) \
+                           WHERE held = 1 AND stage < 10";
+                query(sql).execute(connection).await?;
+                Ok(Written::Done)
+            }
+        }
+    }
+
+    async fn claim(&self, connection: &mut SqliteConnection, claim: &Claim) -> Result<Vec<Row>, Error> {
+        // The full lanes are left out in the statement, so that their rows are passed over without being read.
+        let sql = "UPDATE callback_outbox SET held = 1, token = token + 1 WHERE seq IN ( \
+                     SELECT seq FROM callback_outbox AS o \
+                     WHERE stage < 10 AND held = 0 AND due <= ? \
+                       AND CASE WHEN stage <= 1 THEN worker IN (SELECT value FROM json_each(?)) \
+                           ELSE NOT EXISTS (SELECT 1 FROM json_each(?) AS lane \
+                                            WHERE lane.value ->> 0 = o.destination AND lane.value ->> 1 IS o.owner) END \
+                     ORDER BY due, seq LIMIT ?) RETURNING *";
+        let workers = serde_json::json!(claim.workers.iter().map(|name| &**name).collect::<Vec<&str>>());
+        let full = claim.full.iter().map(|lane| (lane.destination.to_string(), lane.owner.as_deref()));
+        let full = serde_json::json!(full.collect::<Vec<_>>());
+        let mut rows = query(sql)
+            .bind(claim.now.0)
+            .bind(workers.to_string())
+            .bind(full.to_string())
+            .bind(i64::try_from(claim.limit).unwrap_or(i64::MAX))
+            .fetch_all(connection)
+            .await?
+            .iter()
+            .filter_map(|line| {
+                // One unreadable row, of a newer version perhaps, must not keep the others back. It stays held.
+                read::row(line).inspect_err(|error| tracing::error!(%error, "a stored row cannot be read")).ok()
+            })
+            .collect::<Vec<Row>>();
+        rows.sort_by_key(|row| (row.due, row.id));
+        Ok(rows)
+    }
+}
+
+impl Apply for Rows {
+    type Write = Write;
+    type Written = Written;
+
+    async fn apply<'a>(
+        &'a mut self,
+        connection: &'a mut SqliteConnection,
+        writes: &'a [Write],
+    ) -> Result<Vec<Written>, Error> {
+        let mut written: Vec<Option<Written>> = writes.iter().map(|_| None).collect();
+        let mut inserts: Vec<&Arc<Row>> = Vec::new();
+        let mut settles: Vec<(usize, &Settle)> = Vec::new();
+        let mut results: Vec<(usize, ResultStep<'_>)> = Vec::new();
+        for (place, write) in writes.iter().enumerate() {
+            match write {
+                Write::Insert(row) => {
+                    inserts.push(row);
+                    written[place] = Some(Written::Done);
+                }
+                Write::Settle(step) => settles.push((place, step)),
+                Write::Result { id, token, to, held, now, result, .. } => {
+                    let step = ResultStep { id: *id, token: *token, to: *to, held: *held, now: *now, result };
+                    results.push((place, step));
+                }
+                _ => {}
+            }
+        }
+        let (places, steps): (Vec<usize>, Vec<ResultStep<'_>>) = results.into_iter().unzip();
+        for (place, current) in places.into_iter().zip(self.results(connection, &steps).await?) {
+            written[place] = Some(if current { Written::Done } else { Written::Superseded });
+            if let (true, Write::Result { events, .. }) = (current, &writes[place]) {
+                inserts.extend(events);
+            }
+        }
+        self.insert(connection, &inserts).await?;
+        let (places, steps): (Vec<usize>, Vec<&Settle>) = settles.into_iter().unzip();
+        for (place, answer) in places.into_iter().zip(self.settle(connection, &steps).await?) {
+            written[place] = Some(answer);
+        }
+        for (place, write) in writes.iter().enumerate() {
+            if written[place].is_none() {
+                written[place] = Some(self.single(connection, write).await?);
+            }
+        }
+        Ok(written.into_iter().flatten().collect())
+    }
+}
+
+type BindError = Box<dyn std::error::Error + Send + Sync>;
+
+fn bind_row(arguments: &mut SqliteArguments, row: &Row) -> Result<(), Error> {
+    let bind = |arguments: &mut SqliteArguments| -> Result<(), BindError> {
+        arguments.reserve(17, 0);
+        arguments.add(&row.id.as_bytes()[..])?;
+        arguments.add(row.stage.number())?;
+        arguments.add(row.held)?;
+        arguments.add(i64::from(row.token))?;
+        arguments.add(row.due.0)?;
+        arguments.add(i64::from(row.attempts))?;
+        arguments.add(i64::from(row.starts))?;
+        arguments.add(row.accepted_at.0)?;
+        arguments.add(row.first_due.0)?;
+        arguments.add(row.worker.as_deref())?;
+        arguments.add(row.owner.as_deref())?;
+        arguments.add(row.dsn.as_ref().map(|dsn| dsn.expose()))?;
+        arguments.add(row.dsn.as_ref().map(|dsn| dsn.destination().to_string()))?;
+        arguments.add(row.work.as_ref().map(|work| work.head()))?;
+        arguments.add(row.work.as_ref().map(|work| &work.payload.body()[..]))?;
+        arguments.add(row.result.as_ref().map(|result| result.head()))?;
+        arguments.add(row.result.as_ref().map(|result| &result.message.body()[..]))
+    };
+    bind(arguments).map_err(Error::Encode)
+}
+
+fn bind_settle(arguments: &mut SqliteArguments, step: &Settle) -> Result<(), Error> {
+    let bind = |arguments: &mut SqliteArguments| -> Result<(), BindError> {
+        arguments.add(&step.id.as_bytes()[..])?;
+        arguments.add(i64::from(step.token))?;
+        arguments.add(step.from.number())?;
+        arguments.add(step.to.number())?;
+        arguments.add(step.held)?;
+        arguments.add(step.due.0)?;
+        arguments.add(i64::from(step.attempts))?;
+        arguments.add(ended_at(step.to, step.now))?;
+        arguments.add(step.failed.as_ref().map(|failed| failed.kind.as_str()))
+    };
+    bind(arguments).map_err(Error::Encode)
+}
+
+fn bind_result(arguments: &mut SqliteArguments, step: &ResultStep<'_>) -> Result<(), Error> {
+    let bind = |arguments: &mut SqliteArguments| -> Result<(), BindError> {
+        arguments.add(&step.id.as_bytes()[..])?;
+        arguments.add(i64::from(step.token))?;
+        arguments.add(step.to.number())?;
+        arguments.add(step.held)?;
+        arguments.add(step.now.0)?;
+        arguments.add(ended_at(step.to, step.now))?;
+        arguments.add(step.result.head())?;
+        arguments.add(&step.result.message.body()[..])
+    };
+    bind(arguments).map_err(Error::Encode)
+}
+
+fn bind_attempt(arguments: &mut SqliteArguments, id: TaskId, attempt: &FailedRow) -> Result<(), Error> {
+    let bind = |arguments: &mut SqliteArguments| -> Result<(), BindError> {
+        arguments.add(&id.as_bytes()[..])?;
+        arguments.add(i64::from(attempt.number))?;
+        arguments.add(attempt.time.0)?;
+        arguments.add(i64::try_from(attempt.took.as_micros()).unwrap_or(i64::MAX))?;
+        arguments.add(attempt.kind.as_str())?;
+        arguments.add(attempt.phase.map(|phase| phase.as_str()))?;
+        arguments.add(attempt.status.map(i64::from))?;
+        arguments.add(attempt.reason.as_str())
+    };
+    bind(arguments).map_err(Error::Encode)
+}
+
+fn ended_at(stage: Stage, now: Micros) -> Option<i64> {
+    stage.is_ended().then_some(now.0)
+}

@@ -1,0 +1,125 @@
+//! Rows as they are read back.
+
+use crate::{
+    clock::Micros,
+    dead_letter::{DeadLetter, DeadLetterQuery},
+    row::{FailedRow, Request, Row, Stage, Stored},
+};
+use callback_core::{Dsn, ErrorKind, Phase, TaskId};
+use sqlx::{Error, Row as _, SqlitePool, query, query_scalar, sqlite::SqliteRow};
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+pub(super) async fn next_due(pool: &SqlitePool, after: Micros) -> Result<Option<Micros>, Error> {
+    let sql = "SELECT min(due) FROM callback_outbox WHERE stage < 10 AND held = 0 AND due > ? AND due < ?";
+    let due: Option<i64> = query_scalar(sql).bind(after.0).bind(Micros::NEVER.0).fetch_one(pool).await?;
+    Ok(due.map(Micros))
+}
+
+pub(super) async fn find(pool: &SqlitePool, id: TaskId) -> Result<Option<Row>, Error> {
+    let found = query("SELECT * FROM callback_outbox WHERE id = ?").bind(&id.as_bytes()[..]);
+    found.fetch_optional(pool).await?.as_ref().map(row).transpose()
+}
+
+pub(super) async fn waiting_workers(pool: &SqlitePool) -> Result<Vec<String>, Error> {
+    let sql = "SELECT DISTINCT worker FROM callback_outbox WHERE stage < 10 AND held = 0 AND stage <= 1";
+    query_scalar(sql).fetch_all(pool).await
+}
+
+pub(super) async fn dead_letters(pool: &SqlitePool, asked: &DeadLetterQuery) -> Result<Vec<DeadLetter>, Error> {
+    let sql = "SELECT * FROM callback_outbox WHERE stage = 12 AND (?1 IS NULL OR destination = ?1) \
+               AND (?2 IS NULL OR kind = ?2) AND (ended_at, id) > (?3, ?4) ORDER BY ended_at, id LIMIT ?5";
+    let (since, id) =
+        asked.after.map_or((i64::MIN, Vec::new()), |cursor| (cursor.since.0, cursor.id.as_bytes().to_vec()));
+    let rows = query(sql)
+        .bind(asked.destination.as_ref().map(ToString::to_string))
+        .bind(asked.kind.map(ErrorKind::as_str))
+        .bind(since)
+        .bind(id)
+        .bind(i64::try_from(asked.limit).unwrap_or(i64::MAX))
+        .fetch_all(pool)
+        .await?;
+    letters(pool, &rows).await
+}
+
+pub(super) async fn dead_letter(pool: &SqlitePool, id: TaskId) -> Result<Option<DeadLetter>, Error> {
+    let sql = "SELECT * FROM callback_outbox WHERE stage = 12 AND id = ?";
+    let rows = query(sql).bind(&id.as_bytes()[..]).fetch_all(pool).await?;
+    Ok(letters(pool, &rows).await?.pop())
+}
+
+async fn letters(pool: &SqlitePool, rows: &[SqliteRow]) -> Result<Vec<DeadLetter>, Error> {
+    let sql = "SELECT a.* FROM json_each(?) AS wanted CROSS JOIN callback_attempt AS a \
+               WHERE a.id = unhex(wanted.value) ORDER BY a.rowid";
+    let ids: Vec<String> = rows.iter().map(|row| Ok(hex(row.try_get("id")?))).collect::<Result<_, Error>>()?;
+    let mut attempts: HashMap<TaskId, Vec<FailedRow>> = HashMap::new();
+    for row in query(sql).bind(serde_json::json!(ids).to_string()).fetch_all(pool).await? {
+        attempts.entry(task_id(&row)?).or_default().push(attempt(&row)?);
+    }
+    let mut letters = Vec::with_capacity(rows.len());
+    for line in rows {
+        let since = Micros(line.try_get("ended_at")?).to_system();
+        let Row { id, dsn: Some(dsn), result: Some(result), .. } = row(line)? else { continue };
+        let attempts = attempts.remove(&id).unwrap_or_default().into_iter().map(Into::into).collect();
+        letters.push(DeadLetter { id, dsn, message: result.message.clone(), since, attempts });
+    }
+    Ok(letters)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A line of `callback_outbox`, all columns.
+pub(super) fn row(line: &SqliteRow) -> Result<Row, Error> {
+    let text = |column: &str| line.try_get::<Option<String>, _>(column);
+    let body = |column: &str| line.try_get::<Option<Vec<u8>>, _>(column).map(Option::unwrap_or_default);
+    let work = text("work")?.map(|head| Request::from_parts(&head, body("work_body")?).map_err(unreadable("work")));
+    let result =
+        text("result")?.map(|head| Stored::from_parts(&head, body("result_body")?).map_err(unreadable("result")));
+    let dsn = text("dsn")?.map(|dsn| dsn.parse::<Dsn>().map_err(|error| unreadable("dsn")(error.to_string())));
+    Ok(Row {
+        id: task_id(line)?,
+        token: number(line, "token")?,
+        stage: Stage::from_number(line.try_get("stage")?).ok_or_else(|| unreadable("stage")("no such stage".into()))?,
+        held: line.try_get("held")?,
+        due: Micros(line.try_get("due")?),
+        worker: text("worker")?.map(Arc::from),
+        owner: text("owner")?.map(Arc::from),
+        dsn: dsn.transpose()?,
+        starts: number(line, "starts")?,
+        attempts: number(line, "attempts")?,
+        accepted_at: Micros(line.try_get("accepted_at")?),
+        first_due: Micros(line.try_get("first_due")?),
+        work: work.transpose()?.map(Arc::new),
+        result: result.transpose()?.map(Arc::new),
+    })
+}
+
+fn attempt(line: &SqliteRow) -> Result<FailedRow, Error> {
+    let took: i64 = line.try_get("took")?;
+    let kind: String = line.try_get("kind")?;
+    let phase: Option<String> = line.try_get("phase")?;
+    let status: Option<i64> = line.try_get("status")?;
+    Ok(FailedRow {
+        number: number(line, "number")?,
+        time: Micros(line.try_get("time")?),
+        took: Duration::from_micros(u64::try_from(took).unwrap_or(0)),
+        kind: ErrorKind::from_name(&kind).ok_or_else(|| unreadable("kind")("no such kind".into()))?,
+        phase: phase.as_deref().and_then(Phase::from_name),
+        status: status.and_then(|status| u16::try_from(status).ok()),
+        reason: line.try_get("reason")?,
+    })
+}
+
+fn task_id(line: &SqliteRow) -> Result<TaskId, Error> {
+    let bytes: &[u8] = line.try_get("id")?;
+    bytes.try_into().map(TaskId::from_bytes).map_err(|_| unreadable("id")("not sixteen bytes".into()))
+}
+
+fn number(line: &SqliteRow, column: &'static str) -> Result<u32, Error> {
+    u32::try_from(line.try_get::<i64, _>(column)?).map_err(|error| unreadable(column)(error.to_string()))
+}
+
+fn unreadable(column: &'static str) -> impl Fn(String) -> Error {
+    move |reason| Error::ColumnDecode { index: column.into(), source: reason.into() }
+}

@@ -1,0 +1,44 @@
+-- One line a task or event, from its acceptance to its end. Times are microseconds since 1970.
+CREATE TABLE callback_outbox (
+    seq         INTEGER PRIMARY KEY,
+    id          BLOB    NOT NULL UNIQUE,
+    -- 0 accepted, 1 started, 2 deferred, 3 delivering; 10 completed, 11 delivered, 12 dead, 13 cancelled
+    stage       INTEGER NOT NULL,
+    -- 1 while a process has it in hand
+    held        INTEGER NOT NULL,
+    -- grows with each claim: what carries an older one is not stored
+    token       INTEGER NOT NULL,
+    due         INTEGER NOT NULL,
+    attempts    INTEGER NOT NULL,
+    starts      INTEGER NOT NULL,
+    accepted_at INTEGER NOT NULL,
+    first_due   INTEGER NOT NULL,
+    ended_at    INTEGER,
+    -- of the last failed attempt
+    kind        TEXT,
+    worker      TEXT,
+    owner       TEXT,
+    dsn         TEXT,
+    destination TEXT,
+    -- the request, and the message: what belongs to each as JSON, and its body
+    work        TEXT,
+    work_body   BLOB,
+    result      TEXT,
+    result_body BLOB
+) STRICT;
+
+CREATE INDEX callback_outbox_pending ON callback_outbox (held, due) WHERE stage < 10;
+CREATE INDEX callback_outbox_dead ON callback_outbox (ended_at, id) WHERE stage = 12;
+
+CREATE TABLE callback_attempt (
+    id     BLOB    NOT NULL,
+    number INTEGER NOT NULL,
+    time   INTEGER NOT NULL,
+    took   INTEGER NOT NULL,
+    kind   TEXT    NOT NULL,
+    phase  TEXT,
+    status INTEGER,
+    reason TEXT    NOT NULL
+) STRICT;
+
+CREATE INDEX callback_attempt_id ON callback_attempt (id);

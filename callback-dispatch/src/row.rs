@@ -1,0 +1,247 @@
+//! What an outbox keeps of one task or event.
+
+use crate::{clock::Micros, lane::LaneKey, work::Context};
+use bytes::Bytes;
+use callback_core::{Dsn, ErrorKind, Message, MessageId, Payload, Phase, TaskId};
+use serde::{Deserialize, Serialize};
+use std::{sync::Arc, time::Duration};
+
+/// One task or event, from its acceptance to its end.
+#[derive(Clone, Debug)]
+pub(crate) struct Row {
+    pub(crate) id: TaskId,
+    /// Grows with each claim; what carries an older one is not stored.
+    pub(crate) token: u32,
+    pub(crate) stage: Stage,
+    /// Whether a process has it in hand. What nobody holds is claimed when it is due.
+    pub(crate) held: bool,
+    pub(crate) due: Micros,
+    /// The worker whose handler runs it; none for an event.
+    pub(crate) worker: Option<Arc<str>>,
+    pub(crate) owner: Option<Arc<str>>,
+    pub(crate) dsn: Option<Dsn>,
+    /// How many starts of a process found it unfinished in the hands of a dead one.
+    pub(crate) starts: u32,
+    /// Failed attempts of this delivery.
+    pub(crate) attempts: u32,
+    pub(crate) accepted_at: Micros,
+    /// When the delivery was first due: its age counts from here.
+    pub(crate) first_due: Micros,
+    pub(crate) work: Option<Arc<Request>>,
+    pub(crate) result: Option<Arc<Stored>>,
+}
+
+impl Row {
+    pub(crate) fn lane(&self) -> Option<LaneKey> {
+        Some(LaneKey { owner: self.owner.clone(), destination: self.dsn.as_ref()?.destination() })
+    }
+
+    /// About how many bytes it takes in memory.
+    pub(crate) fn size(&self) -> usize {
+        let body = |payload: &Payload| payload.body().len();
+        let work = self.work.as_ref().map_or(0, |work| body(&work.payload));
+        let result = self.result.as_ref().map_or(0, |result| body(result.message.payload()));
+        1_024 + work + result
+    }
+}
+
+/// Where a row stands. The numbers are what a database keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub(crate) enum Stage {
+    Accepted = 0,
+    /// Accepted, with the mark that a run has begun.
+    Started = 1,
+    Deferred = 2,
+    Delivering = 3,
+    Completed = 10,
+    Delivered = 11,
+    Dead = 12,
+    Cancelled = 13,
+}
+
+impl Stage {
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Accepted,
+        Self::Started,
+        Self::Deferred,
+        Self::Delivering,
+        Self::Completed,
+        Self::Delivered,
+        Self::Dead,
+        Self::Cancelled,
+    ];
+
+    pub(crate) const fn number(self) -> i64 {
+        self as i64
+    }
+
+    pub(crate) fn from_number(number: i64) -> Option<Self> {
+        Self::ALL.into_iter().find(|stage| stage.number() == number)
+    }
+
+    pub(crate) const fn is_ended(self) -> bool {
+        self as u8 >= Self::Completed as u8
+    }
+
+    /// Whether its result is still to come.
+    pub(crate) const fn is_open(self) -> bool {
+        matches!(self, Self::Accepted | Self::Started | Self::Deferred)
+    }
+}
+
+/// A request as it is stored: what the handler sees.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Request {
+    pub(crate) context: Context,
+    pub(crate) payload: Payload,
+}
+
+/// What is to be delivered, as it is stored.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    pub(crate) message: Message,
+    pub(crate) failed: bool,
+    pub(crate) traceparent: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RequestHead {
+    content_type: String,
+    #[serde(flatten)]
+    context: Context,
+}
+
+impl Request {
+    /// The part beside the body, as JSON.
+    pub(crate) fn head(&self) -> String {
+        let head = RequestHead { content_type: self.payload.content_type().to_owned(), context: self.context.clone() };
+        // Strings, numbers and JSON values under string keys have a JSON form.
+        serde_json::to_string(&head).unwrap_or_default()
+    }
+
+    pub(crate) fn from_parts(head: &str, body: Vec<u8>) -> Result<Self, String> {
+        let head: RequestHead = serde_json::from_str(head).map_err(|error| error.to_string())?;
+        Ok(Self { context: head.context, payload: Payload::new(head.content_type, body) })
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredHead {
+    id: MessageId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    event_id: Option<MessageId>,
+    #[serde(rename = "type")]
+    event_type: String,
+    source: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    subject: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    correlation_id: Option<String>,
+    time: i64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    headers: Vec<(String, String)>,
+    content_type: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    traceparent: Option<String>,
+    #[serde(default)]
+    failed: bool,
+}
+
+impl Stored {
+    /// The part beside the body, as JSON.
+    pub(crate) fn head(&self) -> String {
+        let message = &self.message;
+        let head = StoredHead {
+            id: message.id().clone(),
+            event_id: (message.event_id() != message.id()).then(|| message.event_id().clone()),
+            event_type: message.event_type().to_owned(),
+            source: message.source().to_owned(),
+            subject: message.subject().map(str::to_owned),
+            correlation_id: message.correlation_id().map(str::to_owned),
+            time: Micros::from(message.time()).0,
+            headers: message.headers().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+            content_type: message.content_type().to_owned(),
+            traceparent: self.traceparent.clone(),
+            failed: self.failed,
+        };
+        serde_json::to_string(&head).unwrap_or_default()
+    }
+
+    pub(crate) fn from_parts(head: &str, body: impl Into<Bytes>) -> Result<Self, String> {
+        let head: StoredHead = serde_json::from_str(head).map_err(|error| error.to_string())?;
+        let mut message = Message::builder(head.event_type)
+            .id(head.id)
+            .source(head.source)
+            .time(Micros(head.time).to_system())
+            .payload(Payload::new(head.content_type, body));
+        if let Some(id) = head.event_id {
+            message = message.event_id(id);
+        }
+        if let Some(subject) = head.subject {
+            message = message.subject(subject);
+        }
+        if let Some(id) = head.correlation_id {
+            message = message.correlation_id(id);
+        }
+        for (name, value) in head.headers {
+            message = message.header(name, value);
+        }
+        let message = message.build().map_err(|error| error.to_string())?;
+        Ok(Self { message, failed: head.failed, traceparent: head.traceparent })
+    }
+}
+
+/// One failed attempt, as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FailedRow {
+    pub(crate) number: u32,
+    pub(crate) time: Micros,
+    pub(crate) took: Duration,
+    pub(crate) kind: ErrorKind,
+    pub(crate) phase: Option<Phase>,
+    pub(crate) status: Option<u16>,
+    pub(crate) reason: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_request_is_read_back_as_it_was() {
+        let mut context = Context { operation: "Order.run".into(), ..Context::default() };
+        context.headers.push(("x-a".into(), "1".into()));
+        context.extensions.insert("customer".into(), json!({ "id": 7 }));
+        context.time_limit = Some(Duration::from_millis(1_500));
+        let request = Request { context, payload: Payload::from(json!([1])) };
+        let back = Request::from_parts(&request.head(), request.payload.body().to_vec()).expect("readable");
+        assert_eq!(back, request);
+    }
+
+    #[test]
+    fn a_result_is_read_back_as_it_was() {
+        let message = Message::builder("a.b")
+            .event_id("e".parse().expect("valid"))
+            .source("/orders")
+            .subject("s")
+            .correlation_id("ray")
+            .header("x-request-id", "r")
+            .payload("text")
+            .build()
+            .expect("valid");
+        let stored = Stored { message, failed: true, traceparent: Some("t".into()) };
+        let back = Stored::from_parts(&stored.head(), stored.message.body().clone()).expect("readable");
+        assert_eq!(back.message, stored.message);
+        assert_eq!((back.failed, back.traceparent), (true, Some("t".into())));
+    }
+
+    #[test]
+    fn stages_and_numbers_mirror_each_other() {
+        for stage in Stage::ALL {
+            assert_eq!(Stage::from_number(stage.number()), Some(stage));
+        }
+        assert_eq!(Stage::from_number(99), None);
+    }
+}

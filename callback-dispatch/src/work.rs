@@ -1,0 +1,175 @@
+//! What is asked for.
+
+use crate::Interrupted;
+use callback_core::{Dsn, Payload};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+/// A piece of work to be accepted: the request, and where its result shall go.
+///
+/// Everything that its handler will see is in it, and is stored; nothing else is.
+///
+/// ```
+/// use callback_dispatch::Work;
+/// use serde_json::json;
+///
+/// let work = Work::new(json!({ "orderId": "12345" }))
+///     .callback("https://example.com/order/callback".parse()?)
+///     .operation("OrderService.processOrder");
+/// # Ok::<_, callback_core::DsnError>(())
+/// ```
+#[derive(Clone)]
+#[must_use = "work is done when a worker accepts it"]
+pub struct Work {
+    pub(crate) payload: Payload,
+    pub(crate) dsn: Option<Dsn>,
+    pub(crate) owner: Option<String>,
+    pub(crate) context: Context,
+}
+
+/// What is stored of a request beside its body.
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Context {
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) operation: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) headers: Vec<(String, String)>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) extensions: BTreeMap<String, Value>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) pass_on: Vec<(String, String)>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) traceparent: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) correlation_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) time_limit: Option<Duration>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) interrupted: Option<Interrupted>,
+}
+
+impl Work {
+    /// Work with this request as its payload.
+    pub fn new(payload: impl Into<Payload>) -> Self {
+        Self { payload: payload.into(), dsn: None, owner: None, context: Context::default() }
+    }
+
+    /// Sets where the result goes. Default: it is stored, and nothing is sent.
+    pub fn callback(mut self, dsn: Dsn) -> Self {
+        self.dsn = Some(dsn);
+        self
+    }
+
+    /// Sets what is asked for: a JSON-RPC method, for example.
+    pub fn operation(mut self, operation: impl Into<String>) -> Self {
+        self.context.operation = operation.into();
+        self
+    }
+
+    /// Sets on whose behalf the work is done; chooses the key and the lane.
+    pub fn owner(mut self, owner: impl Into<String>) -> Self {
+        self.owner = Some(owner.into());
+        self
+    }
+
+    /// Keeps a header of the request for the handler.
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.context.headers.push((name.into(), value.into()));
+        self
+    }
+
+    /// Keeps a value beside the request for the handler, under a name.
+    pub fn extension(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.context.extensions.insert(name.into(), value.into());
+        self
+    }
+
+    /// Sends a header with the result: `x-request-id`, for example.
+    ///
+    /// `traceparent` becomes the trace of the delivery. A header that no message can carry is refused by `accept`.
+    pub fn pass_on(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        let (name, value) = (name.into().to_ascii_lowercase(), value.into());
+        if name == "traceparent" {
+            self.context.traceparent = is_traceparent(&value).then_some(value);
+        } else {
+            self.context.pass_on.push((name, value));
+        }
+        self
+    }
+
+    /// Sets the client's correlation id, sent as `correlationid`: 1 to 128 printable ASCII characters.
+    pub fn correlation_id(mut self, id: impl Into<String>) -> Self {
+        self.context.correlation_id = Some(id.into());
+        self
+    }
+
+    /// Limits the run. Default: the worker's limit.
+    pub fn time_limit(mut self, limit: Duration) -> Self {
+        self.context.time_limit = Some(limit);
+        self
+    }
+
+    /// Says what becomes of the work if a crash cuts it short. Default: the worker's choice.
+    pub fn interrupted(mut self, interrupted: Interrupted) -> Self {
+        self.context.interrupted = Some(interrupted);
+        self
+    }
+}
+
+/// Neither payload, headers nor extensions are printed.
+impl fmt::Debug for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Work")
+            .field("operation", &self.context.operation)
+            .field("dsn", &self.dsn)
+            .field("payload", &self.payload)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context").field("operation", &self.operation).finish_non_exhaustive()
+    }
+}
+
+/// A `traceparent` of W3C Trace Context §3.2; anything else is not passed on.
+fn is_traceparent(text: &str) -> bool {
+    let hex = |part: &str, length: usize| {
+        part.len() == length && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let zeros = |part: &str| part.bytes().all(|byte| byte == b'0');
+    match text.split('-').collect::<Vec<_>>()[..] {
+        [version, trace, parent, flags] => {
+            hex(version, 2)
+                && version != "ff"
+                && hex(trace, 32)
+                && !zeros(trace)
+                && hex(parent, 16)
+                && !zeros(parent)
+                && hex(flags, 2)
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_valid_traceparent_is_passed_on() {
+        let valid = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        assert!(is_traceparent(valid));
+        for text in [
+            "",
+            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        ] {
+            assert!(!is_traceparent(text), "{text}");
+        }
+    }
+}

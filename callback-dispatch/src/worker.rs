@@ -1,0 +1,145 @@
+//! Handlers, and what accepts work for them.
+
+use crate::{
+    AcceptError, Failure, Outcome, Task, Work, WorkerError,
+    dispatcher::Handle,
+    engine::{Engine, WorkerEntry},
+};
+use async_trait::async_trait;
+use callback_core::{Acknowledgment, Dsn, DsnError};
+use serde::{Deserialize, Serialize};
+use std::{fmt, sync::Arc, time::Duration};
+
+/// Does the work of a task.
+///
+/// Implemented for every `Fn(Task) -> impl Future<Output: Into<Outcome>>`.
+///
+/// # Cancellation
+/// The future is dropped when the task is cancelled, when its time is over, and when the dispatcher closes.
+///
+/// # Panics
+/// A panic ends the run as [`Failure::Panicked`], and nothing else.
+#[async_trait]
+pub trait Handler: Send + Sync + 'static {
+    /// Does the work.
+    async fn run(&self, task: Task) -> Outcome;
+
+    /// Puts a failure of the engine's into the handler's own words. Default: problem details (RFC 9457).
+    fn failure(&self, task: &Task, failure: &Failure) -> Outcome {
+        let _ = task;
+        failure.to_outcome()
+    }
+}
+
+#[async_trait]
+impl<F, Fut> Handler for F
+where
+    F: Fn(Task) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output: Into<Outcome>> + Send,
+{
+    async fn run(&self, task: Task) -> Outcome {
+        self(task).await.into()
+    }
+}
+
+/// What becomes of work that a crash cut short. There is no default, so that nobody charges a card twice unawares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Interrupted {
+    /// It is not run again: the Dsn gets [`Failure::Interrupted`]. A mark is stored before each run.
+    Report,
+    /// It is run again: the handler is idempotent under the task's id.
+    ///
+    /// A task that takes its process down is started three times, and reported then.
+    RunAgain,
+}
+
+/// Registers a [`Worker`].
+#[must_use]
+pub struct WorkerBuilder {
+    handle: Arc<Handle>,
+    name: String,
+    interrupted: Interrupted,
+    concurrency: usize,
+    time_limit: Duration,
+}
+
+impl WorkerBuilder {
+    pub(crate) const fn new(handle: Arc<Handle>, name: String, interrupted: Interrupted) -> Self {
+        Self { handle, name, interrupted, concurrency: 64, time_limit: Duration::from_secs(600) }
+    }
+
+    /// How many tasks run at once. Default 64; 0 counts as 1.
+    pub const fn concurrency(mut self, tasks: usize) -> Self {
+        self.concurrency = if tasks == 0 { 1 } else { tasks };
+        self
+    }
+
+    /// How long a run may take. Default 10 min; a task may name its own.
+    pub const fn time_limit(mut self, limit: Duration) -> Self {
+        self.time_limit = limit;
+        self
+    }
+
+    /// Registers the handler; what a crash left to this name is begun at once.
+    ///
+    /// # Errors
+    /// When the name is taken, or the dispatcher closed.
+    pub fn run(self, handler: impl Handler) -> Result<Worker, WorkerError> {
+        let name: Arc<str> = self.name.into();
+        let (handler, wake) = (Arc::new(handler), &self.handle.engine.wake);
+        let entry = WorkerEntry::new(handler, self.interrupted, self.concurrency, self.time_limit, wake);
+        self.handle.engine.register(Arc::clone(&name), entry)?;
+        Ok(Worker { handle: self.handle, name })
+    }
+}
+
+impl fmt::Debug for WorkerBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerBuilder").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// Accepts work for one handler. Cheap to clone.
+#[derive(Clone)]
+pub struct Worker {
+    handle: Arc<Handle>,
+    name: Arc<str>,
+}
+
+impl Worker {
+    /// The worker's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Judges a Dsn as [`accept`](Self::accept) would.
+    ///
+    /// # Errors
+    /// When no sink serves its scheme, or the sink refuses it.
+    pub fn check(&self, dsn: &Dsn) -> Result<(), DsnError> {
+        self.engine().check(dsn)
+    }
+
+    /// Stores the work and acknowledges it. Once this resolved, it cannot be lost.
+    ///
+    /// # Errors
+    /// When it was not accepted; nothing is run then.
+    ///
+    /// # Cancellation
+    /// If the future is dropped, the work may have been accepted all the same.
+    pub async fn accept(&self, work: Work) -> Result<Acknowledgment, AcceptError> {
+        self.engine().accept(&self.name, work).await
+    }
+
+    fn engine(&self) -> &Arc<Engine> {
+        &self.handle.engine
+    }
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker").field("name", &self.name).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,11 @@
+//! What the store promises, against real files.
+
+mod close;
+mod failure;
+mod files;
+mod group;
+mod lock;
+mod lost;
+mod migrations;
+mod notes;
+mod others;
