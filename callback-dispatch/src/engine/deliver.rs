@@ -18,8 +18,9 @@ impl Engine {
         let (Some(result), Some(lane)) = (&row.result, place.lane.clone()) else { return };
         let permit = tokio::select! {
             biased;
-            () = self.closing.cancelled() => None,
             permit = lane.attempts.acquire() => permit.ok(),
+            // A closing dispatcher still delivers what it has in hand, but waits for no permit.
+            () = self.closing.cancelled() => None,
         };
         let Some(permit) = permit else {
             self.release(&row).await;

@@ -3,7 +3,7 @@
 use callback_core::{BoxError, Keys, Policy, Rule, Signer};
 use callback_examples::{OrderService, Settings, Store};
 use callback_http::HttpSink;
-use std::{net::SocketAddr, time::Duration};
+use std::{io::Write, net::SocketAddr, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(clap::Args)]
@@ -50,13 +50,18 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), BoxError> {
     // Before the service says that it is there: a signal must find somebody.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let service = OrderService::start(settings, HttpSink::builder().policy(policy).build()?).await?;
-    println!("listening on http://{}/rpc, storing in {}", service.address(), arguments.store);
+    say(&format!("listening on http://{}/rpc, storing in {}", service.address(), arguments.store));
 
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    println!("closing");
+    say("closing");
     service.stop(Duration::from_millis(arguments.grace)).await;
     Ok(())
+}
+
+/// Tells whoever watches. That nobody does is no reason to stop.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }

@@ -1,0 +1,7 @@
+//! The programs, as people run them.
+
+mod abort;
+mod crash;
+mod file_sink;
+mod order_service;
+mod service;
