@@ -7,3 +7,8 @@ mod server;
 pub use file_sink::FileSink;
 pub use order_service::{OrderService, Settings, Store};
 pub use server::Server;
+
+/// The README's examples, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

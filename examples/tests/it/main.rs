@@ -2,6 +2,7 @@
 
 mod abort;
 mod crash;
+mod faults;
 mod file_sink;
 mod order_service;
 mod service;

@@ -55,7 +55,11 @@ impl Config {
     /// Starts the service and waits until it listens.
     #[track_caller]
     pub(crate) fn start(&self) -> Service {
-        let mut process = self.command().stdout(Stdio::piped()).spawn().expect("the program was built");
+        // SIGXFSZ is ignored, so that a file's limit is an error that the program sees.
+        let mut shell = Command::new("sh");
+        let program = self.command();
+        shell.args(["-c", "trap '' XFSZ; exec \"$@\"", "sh"]).arg(program.get_program()).args(program.get_args());
+        let mut process = shell.stdout(Stdio::piped()).spawn().expect("the program was built");
         let mut line = String::new();
         let output = process.stdout.take().expect("piped");
         BufReader::new(output).read_line(&mut line).expect("readable");
@@ -71,6 +75,10 @@ impl Config {
 }
 
 impl Service {
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// SIGKILL.
     pub(crate) fn kill(mut self) {
         self.process.kill().expect("it runs");
@@ -160,7 +168,7 @@ impl Receiver {
     }
 
     /// Waits until the callbacks are such; fails after 60 s.
-    pub(crate) async fn until(&self, enough: impl Fn(&HashMap<String, Vec<Value>>) -> bool + Send) {
+    pub(crate) async fn until(&self, enough: impl Fn(&HashMap<String, Vec<Value>>) -> bool + Send + Sync) {
         let waiting = async {
             loop {
                 let changed = self.arrived.changed.notified();
