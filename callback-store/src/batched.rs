@@ -5,14 +5,16 @@ use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 /// SQLite's limit on the parameters of one statement, `SQLITE_MAX_VARIABLE_NUMBER`.
 const MAX_PARAMETERS: usize = 32_766;
 
-const SIZES: [usize; 5] = [256, 64, 16, 4, 1];
+/// The most rows of one statement; the sizes are the powers of two up to it.
+const MOST: usize = 256;
 
 /// Multi-row statements of fixed sizes, so that each stays prepared.
 ///
-/// The sizes are 1, 4, 16, 64 and 256 rows, without those that would take more than 32,766 parameters.
+/// A part of the rows goes with the smallest statement that has room for it: of 1, 2, 4 … 256 rows, as far as 32,766
+/// parameters allow. What is left of the room is bound to nothing, and so is NULL: the statement must pass over it.
 #[derive(Clone, Debug)]
 pub struct Batched {
-    /// Largest first; the last takes one row.
+    /// Smallest first, each with its number of rows.
     statements: Vec<(usize, SqlStr)>,
 }
 
@@ -26,17 +28,18 @@ impl Batched {
     /// ```
     /// use callback_store::Batched;
     ///
-    /// let insert = Batched::new("INSERT INTO note (id, text) VALUES ", "(?, ?)", " ON CONFLICT DO NOTHING");
-    /// let rows = ["a"; 6];
+    /// let head = "INSERT INTO note (id, text) SELECT * FROM (VALUES ";
+    /// let insert = Batched::new(head, "(?, ?)", ") WHERE column1 IS NOT NULL");
+    /// let rows = ["a"; 300];
     /// let sizes: Vec<_> = insert.split(&rows).map(|(_, rows)| rows.len()).collect();
-    /// assert_eq!(sizes, [4, 1, 1]);
+    /// assert_eq!(sizes, [256, 44]);
     /// ```
     #[must_use]
     pub fn new(head: &str, row: &str, tail: &str) -> Self {
         let parameters = row.matches('?').count();
-        let statements = SIZES
-            .into_iter()
-            .filter(|&size| size == 1 || size * parameters <= MAX_PARAMETERS)
+        let sizes = (0..=MOST.ilog2()).map(|power| 1 << power);
+        let statements = sizes
+            .filter(|size| *size == 1 || size * parameters <= MAX_PARAMETERS)
             .map(|size| {
                 let rows = vec![row; size].join(", ");
                 let sql: Arc<str> = format!("{head}{rows}{tail}").into();
@@ -46,12 +49,13 @@ impl Batched {
         Self { statements }
     }
 
-    /// Splits `rows` in order, the largest size first, each part with its statement.
-    pub fn split<'a, T>(&'a self, mut rows: &'a [T]) -> impl Iterator<Item = (SqlStr, &'a [T])> {
-        self.statements.iter().flat_map(move |(size, sql)| {
-            let chunks = rows.chunks_exact(*size);
-            rows = chunks.remainder();
-            chunks.map(move |chunk| (sql.clone(), chunk))
+    /// Splits `rows` in order, each part with a statement that has room for it.
+    pub fn split<'a, T>(&'a self, rows: &'a [T]) -> impl Iterator<Item = (SqlStr, &'a [T])> {
+        // There is a statement for one row at least.
+        let largest = self.statements.last().map_or(1, |(size, _)| *size);
+        rows.chunks(largest).filter_map(move |part| {
+            let (_, sql) = self.statements.iter().find(|(size, _)| *size >= part.len())?;
+            Some((sql.clone(), part))
         })
     }
 }
@@ -61,33 +65,30 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(row: &str, rows: usize, expected: &[usize]) {
+    fn check(row: &str, rows: usize, expected: &[(usize, usize)]) {
         let rows: Vec<usize> = (0..rows).collect();
         let batched = Batched::new("VALUES ", row, "");
         let parts: Vec<_> = batched.split(&rows).collect();
-        let sizes: Vec<_> = parts.iter().map(|(_, part)| part.len()).collect();
+        let sizes: Vec<_> = parts.iter().map(|(sql, part)| (part.len(), sql.as_str().matches(row).count())).collect();
         assert_eq!(sizes, expected);
         let joined: Vec<_> = parts.iter().flat_map(|(_, part)| *part).copied().collect();
         assert_eq!(joined, rows);
-        for (sql, part) in parts {
-            assert_eq!(sql.as_str().matches(row).count(), part.len());
-        }
     }
 
     #[test]
-    fn rows_are_split_in_order_and_largest_first() {
+    fn each_part_goes_with_the_smallest_statement_that_has_room() {
         check("(?)", 0, &[]);
-        check("(?)", 1, &[1]);
-        check("(?)", 5, &[4, 1]);
-        check("(?)", 255, &[64, 64, 64, 16, 16, 16, 4, 4, 4, 1, 1, 1]);
-        check("(?)", 600, &[256, 256, 64, 16, 4, 4]);
+        check("(?)", 1, &[(1, 1)]);
+        check("(?)", 5, &[(5, 8)]);
+        check("(?)", 255, &[(255, 256)]);
+        check("(?)", 600, &[(256, 256), (256, 256), (88, 128)]);
     }
 
     #[test]
     fn no_statement_has_more_parameters_than_sqlite_takes() {
-        check(&format!("({})", ["?"; 127].join(",")), 256, &[256]);
-        check(&format!("({})", ["?"; 128].join(",")), 256, &[64, 64, 64, 64]);
-        check(&format!("({})", ["?"; 20_000].join(",")), 2, &[1, 1]);
+        check(&format!("({})", ["?"; 127].join(",")), 256, &[(256, 256)]);
+        check(&format!("({})", ["?"; 128].join(",")), 256, &[(128, 128), (128, 128)]);
+        check(&format!("({})", ["?"; 20_000].join(",")), 2, &[(1, 1), (1, 1)]);
     }
 
     #[test]

@@ -56,20 +56,18 @@ impl Database {
         &self.inner.reader
     }
 
-    /// Starts a writer with one task and a connection of its own.
+    /// Starts a writer with a thread and a connection of its own.
     ///
     /// `queue` bounds how many writes wait, besides those in the transaction that runs; 0 counts as 1.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Database`] or [`StoreError::NotDurable`] if the connection cannot be opened as it must be.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a Tokio runtime.
+    /// [`StoreError::Database`] or [`StoreError::NotDurable`] if the connection cannot be opened as it must be,
+    /// [`StoreError::File`] if the system has no thread left.
     pub async fn writer<A: Apply>(&self, apply: A, queue: usize) -> Result<Writer<A>, StoreError> {
         let session = Session::open(self.inner.write.clone()).await?;
-        Ok(Writer::start(apply, session, queue))
+        let started = Writer::start(apply, session, queue);
+        started.map_err(|source| StoreError::File { path: self.inner.path.clone(), source })
     }
 
     /// Takes the kernel lock on `<database file>.lock`, mode 0600, without waiting.

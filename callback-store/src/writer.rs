@@ -3,7 +3,9 @@ mod session;
 mod task;
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
+use std::thread;
 
 use sqlx::SqliteConnection;
 use tokio::sync::mpsc::error::TrySendError;
@@ -37,7 +39,7 @@ pub trait Apply: Send + 'static {
     ) -> impl Future<Output = Result<Vec<Self::Written>, sqlx::Error>> + Send + 'a;
 }
 
-/// Queues writes for one task that commits them in groups. Clones share it.
+/// Queues writes for one thread that commits them in groups. Clones share it.
 ///
 /// Whatever waits, up to 512 writes, shares a transaction and its fsync. No write waits for company. When all clones are
 /// dropped, what is queued is settled, as by [`close`](Self::close).
@@ -55,23 +57,28 @@ enum Job<A: Apply> {
 }
 
 impl<A: Apply> Writer<A> {
-    pub(crate) fn start(apply: A, session: Session, queue: usize) -> Self {
+    pub(crate) fn start(apply: A, session: Session, queue: usize) -> io::Result<Self> {
         let (sender, receiver) = mpsc::channel(queue.max(1));
         let (alive_until_dropped, alive) = watch::channel(());
         let closing = Arc::new(Notify::new());
         let task = Task::new(apply, session, receiver, Arc::clone(&closing));
-        tokio::spawn(async move {
-            task.run().await;
+        // A thread of its own: each statement is a hop to SQLite's thread and back, and on a busy runtime the way back
+        // is a wait behind all tasks that are ready, several times a commit.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        let run = move |runtime: tokio::runtime::Runtime| {
+            runtime.block_on(task.run());
             drop(alive_until_dropped);
+        };
+        let started = runtime.and_then(|runtime| {
+            thread::Builder::new().name("callback-store".to_owned()).spawn(move || run(runtime)).map(drop)
         });
-        Self { queue: sender, closing, alive }
+        started.map(|()| Self { queue: sender, closing, alive })
     }
 
     /// Queues a write; `done` is called once, with what became of it.
     ///
-    /// `done` is called on the writer's task, after `COMMIT` or a failure: it must be short and not block. The write
-    /// is carried out whether or not anybody waits for it. Should the runtime end first, `done` is called with
-    /// [`Unknown`](crate::WriteErrorKind::Unknown).
+    /// `done` is called on the writer's own thread, after `COMMIT` or a failure: it must be short, not block, and spawn
+    /// nothing without naming a runtime. The write is carried out whether or not anybody waits for it.
     ///
     /// # Errors
     ///

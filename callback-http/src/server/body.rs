@@ -1,0 +1,114 @@
+//! One body type, in and out.
+
+use bytes::Bytes;
+use callback_core::BoxError;
+use http_body::{Frame, SizeHint};
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+/// The body of requests and responses on both sides of the layer.
+pub struct Body(UnsyncBoxBody<Bytes, BoxError>);
+
+impl Body {
+    /// Boxes any body of bytes.
+    pub fn new<B>(body: B) -> Self
+    where
+        B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    {
+        Self(body.map_err(Into::into).boxed_unsync())
+    }
+
+    /// A body of no bytes.
+    #[must_use]
+    pub fn empty() -> Self {
+        Bytes::new().into()
+    }
+
+    /// What was read, then the rest.
+    pub(super) fn prefixed<B>(read: Bytes, rest: B) -> Self
+    where
+        B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
+    {
+        Self::new(Prefixed { read: Some(read), rest })
+    }
+}
+
+impl From<Bytes> for Body {
+    fn from(bytes: Bytes) -> Self {
+        Self::new(Full::new(bytes))
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Pin::new(&mut self.get_mut().0).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Body").finish_non_exhaustive()
+    }
+}
+
+struct Prefixed<B> {
+    read: Option<Bytes>,
+    rest: B,
+}
+
+impl<B: http_body::Body<Data = Bytes> + Unpin> http_body::Body for Prefixed<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = self.get_mut();
+        match this.read.take() {
+            Some(read) => Poll::Ready(Some(Ok(Frame::data(read)))),
+            None => Pin::new(&mut this.rest).poll_frame(context),
+        }
+    }
+}
+
+/// What came of reading a body up to a limit.
+pub(super) enum Read<B> {
+    Whole(Bytes),
+    /// More than the limit: what was read so far, and the rest.
+    Longer(Bytes, B),
+    Failed(BoxError),
+}
+
+/// Reads a body up to a limit of bytes.
+pub(super) async fn read<B>(mut body: B, limit: usize) -> Read<B>
+where
+    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
+{
+    let mut read = bytes::BytesMut::new();
+    loop {
+        match body.frame().await {
+            None => return Read::Whole(read.freeze()),
+            Some(Err(error)) => return Read::Failed(error.into()),
+            Some(Ok(frame)) => {
+                let Ok(data) = frame.into_data() else { continue };
+                read.extend_from_slice(&data);
+                if read.len() > limit {
+                    return Read::Longer(read.freeze(), body);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! How the layer is set up.
+
+use super::{RpcService, reply};
+use callback_core::{Acknowledgment, Dsn, DsnError, RpcId, RpcResponse};
+use callback_dispatch::{Interrupted, Work, Worker};
+use http::{Extensions, HeaderName, StatusCode, request::Parts};
+use serde::Serialize;
+use std::{collections::HashMap, fmt, sync::Arc};
+use tower_layer::Layer;
+
+/// Gives a JSON-RPC service `$rpc.callback`.
+///
+/// A call that names a callback is accepted by the worker and acknowledged; the worker's
+/// [`RpcHandler`](super::RpcHandler) runs it. All other calls reach the wrapped service as before.
+///
+/// The layer never registers what it wraps: a router lays a layer over every route, and a service may be made anew for
+/// each request. Give the handler the very service that the layer wraps.
+///
+/// Only a `POST` with a JSON content type is read, up to the limit, and must be JSON-RPC 2.0; everything else passes
+/// through unread.
+#[derive(Clone)]
+pub struct RpcLayer(pub(super) Arc<Config>);
+
+pub(super) struct Config {
+    pub(super) worker: Worker,
+    pub(super) topic: Option<Dsn>,
+    pub(super) status: StatusCode,
+    pub(super) acknowledge: Acknowledge,
+    pub(super) keep_headers: Vec<HeaderName>,
+    keep_extensions: Vec<KeepExtension>,
+    pub(super) interrupted: HashMap<String, Interrupted>,
+    pub(super) owner: Option<Owner>,
+    pub(super) limit: usize,
+    pub(super) pass_oversized: bool,
+}
+
+type Acknowledge = Box<dyn Fn(&Acknowledgment, RpcId) -> RpcResponse + Send + Sync>;
+type KeepExtension = Box<dyn Fn(&Extensions, Work) -> Work + Send + Sync>;
+type Owner = Box<dyn Fn(&Parts) -> Option<String> + Send + Sync>;
+
+impl Config {
+    pub(super) fn keep_extensions(&self, extensions: &Extensions, work: Work) -> Work {
+        self.keep_extensions.iter().fold(work, |work, keep| keep(extensions, work))
+    }
+}
+
+impl RpcLayer {
+    /// A layer with the defaults.
+    #[must_use]
+    pub fn new(worker: Worker) -> Self {
+        Self(Arc::new(Self::builder(worker).0))
+    }
+
+    /// Begins a layer that is set up otherwise.
+    pub fn builder(worker: Worker) -> RpcLayerBuilder {
+        RpcLayerBuilder(Config {
+            worker,
+            topic: None,
+            status: StatusCode::OK,
+            acknowledge: Box::new(reply::acknowledge),
+            keep_headers: Vec::new(),
+            keep_extensions: Vec::new(),
+            interrupted: HashMap::new(),
+            owner: None,
+            limit: 1 << 20,
+            pass_oversized: false,
+        })
+    }
+}
+
+impl<S> Layer<S> for RpcLayer {
+    type Service = RpcService<S>;
+
+    fn layer(&self, inner: S) -> RpcService<S> {
+        RpcService::new(inner, Arc::clone(&self.0))
+    }
+}
+
+impl fmt::Debug for RpcLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RpcLayer").field("worker", &self.0.worker).finish_non_exhaustive()
+    }
+}
+
+/// Builds an [`RpcLayer`].
+#[must_use]
+pub struct RpcLayerBuilder(Config);
+
+impl RpcLayerBuilder {
+    /// Sets where the result goes of a call with `"$rpc.callback": true`. Default: such a call is refused.
+    pub fn topic(mut self, dsn: Dsn) -> Self {
+        self.0.topic = Some(dsn);
+        self
+    }
+
+    /// Sets the HTTP status of an acknowledgment: 202, for example. Default 200, as JSON-RPC over HTTP has it.
+    pub fn status(mut self, status: StatusCode) -> Self {
+        self.0.status = status;
+        self
+    }
+
+    /// Sets the shape of an acknowledgment. Default: [`Acknowledgment::to_rpc`].
+    pub fn acknowledgment(
+        mut self,
+        shape: impl Fn(&Acknowledgment, RpcId) -> RpcResponse + Send + Sync + 'static,
+    ) -> Self {
+        self.0.acknowledge = Box::new(shape);
+        self
+    }
+
+    /// Keeps a header of the request for the run: it is stored, and set again. Default: none.
+    pub fn keep_header(mut self, name: HeaderName) -> Self {
+        self.0.keep_headers.push(name);
+        self
+    }
+
+    /// Keeps an extension of the request for the run, as JSON under a name.
+    ///
+    /// [`RpcHandler::extension`](super::RpcHandler::extension) of the same name sets it again. Default: none; what an
+    /// outer layer put into the request is absent in the run.
+    pub fn keep_extension<T>(mut self, name: impl Into<String>) -> Self
+    where
+        T: Serialize + Clone + Send + Sync + 'static,
+    {
+        let name = name.into();
+        self.0.keep_extensions.push(Box::new(move |extensions, work| {
+            match extensions.get::<T>().map(serde_json::to_value) {
+                Some(Ok(value)) => work.extension(name.clone(), value),
+                Some(Err(error)) => {
+                    tracing::error!(name, %error, "an extension has no JSON form and is not kept");
+                    work
+                }
+                None => work,
+            }
+        }));
+        self
+    }
+
+    /// Says what becomes of one method's calls that a crash cut short. Default: the worker's choice.
+    pub fn interrupted(mut self, method: impl Into<String>, interrupted: Interrupted) -> Self {
+        self.0.interrupted.insert(method.into(), interrupted);
+        self
+    }
+
+    /// Says on whose behalf a request is made, from what authentication left in it. Default: nobody's.
+    pub fn owner(mut self, owner: impl Fn(&Parts) -> Option<String> + Send + Sync + 'static) -> Self {
+        self.0.owner = Some(Box::new(owner));
+        self
+    }
+
+    /// Limits the requests that are read, in bytes. Default 1 MiB; beyond it 413, since what is not read may hold `$rpc`.
+    pub const fn body_limit(mut self, bytes: usize) -> Self {
+        self.0.limit = bytes;
+        self
+    }
+
+    /// Passes a request beyond the limit to the service instead of refusing it; a callback in it is then not seen.
+    pub const fn pass_oversized(mut self) -> Self {
+        self.0.pass_oversized = true;
+        self
+    }
+
+    /// Checks the topic and makes the layer.
+    ///
+    /// # Errors
+    /// When nobody serves the topic.
+    pub fn build(self) -> Result<RpcLayer, DsnError> {
+        if let Some(topic) = &self.0.topic {
+            self.0.worker.check(topic)?;
+        }
+        Ok(RpcLayer(Arc::new(self.0)))
+    }
+}
+
+impl fmt::Debug for RpcLayerBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RpcLayerBuilder").field("worker", &self.0.worker).finish_non_exhaustive()
+    }
+}

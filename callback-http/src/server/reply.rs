@@ -1,0 +1,111 @@
+//! Answers in JSON-RPC, and their HTTP status.
+
+use super::Body;
+use bytes::Bytes;
+use callback_core::{Acknowledgment, RpcError, RpcId, RpcResponse};
+use callback_dispatch::AcceptError;
+use http::{HeaderValue, Response, StatusCode, header};
+use std::time::Duration;
+
+/// One answer, and how it would be sent alone.
+pub(super) struct Reply {
+    pub(super) response: RpcResponse,
+    status: StatusCode,
+    retry_after: Option<Duration>,
+}
+
+impl Reply {
+    pub(super) fn accepted(response: RpcResponse, status: StatusCode) -> Self {
+        Self { response, status, retry_after: None }
+    }
+
+    pub(super) fn error(id: RpcId, error: RpcError) -> Self {
+        let status = match error.code {
+            RpcError::PARSE | RpcError::INVALID_REQUEST => StatusCode::BAD_REQUEST,
+            _ => StatusCode::OK,
+        };
+        Self { response: RpcResponse::failure(id, error), status, retry_after: None }
+    }
+
+    pub(super) fn rejected(response: RpcResponse) -> Self {
+        match response.outcome {
+            Ok(_) => Self { response, status: StatusCode::OK, retry_after: None },
+            Err(error) => Self::error(response.id, error),
+        }
+    }
+
+    pub(super) fn too_large(limit: usize) -> Self {
+        let reason = format!("the request is larger than {limit} bytes");
+        let error = RpcError::at(RpcError::INVALID_REQUEST, "Invalid Request", "", reason);
+        Self { status: StatusCode::PAYLOAD_TOO_LARGE, ..Self::error(RpcId::Null, error) }
+    }
+
+    fn unavailable(id: RpcId, error: RpcError, retry_after: Duration) -> Self {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        Self { response: RpcResponse::failure(id, error), status, retry_after: Some(retry_after) }
+    }
+
+    /// What a client is told whose call was not accepted.
+    pub(super) fn not_accepted(id: RpcId, pointer: &str, error: &AcceptError) -> Self {
+        let second = Duration::from_secs(1);
+        let overloaded = |wait: Duration| {
+            let data = serde_json::json!({ "retryAfter": seconds(wait) });
+            RpcError::new(RpcError::OVERLOADED, "Overloaded").with_data(data)
+        };
+        let internal = |reason: &str| {
+            RpcError::new(RpcError::INTERNAL, "Internal error").with_data(serde_json::json!({ "reason": reason }))
+        };
+        match error {
+            AcceptError::Dsn(error) => {
+                Self::error(id, RpcError::at(RpcError::INVALID_PARAMS, "Invalid params", pointer, error.to_string()))
+            }
+            AcceptError::Message(error) => {
+                Self::error(id, RpcError::at(RpcError::INVALID_PARAMS, "Invalid params", pointer, error.to_string()))
+            }
+            AcceptError::Overloaded { retry_after } => Self::unavailable(id, overloaded(*retry_after), *retry_after),
+            AcceptError::Closed => Self::unavailable(id, overloaded(second), second),
+            AcceptError::Outbox(error) if error.is_unknown() => Self::unavailable(id, internal("unknown"), second),
+            AcceptError::Outbox(_) => Self::unavailable(id, internal("the request could not be stored"), second),
+            AcceptError::TooLarge { limit } => {
+                Self { response: RpcResponse { id, ..Self::too_large(*limit).response }, ..Self::too_large(*limit) }
+            }
+            other => Self::error(id, internal(&other.to_string())),
+        }
+    }
+
+    pub(super) fn into_http(self) -> Response<Body> {
+        let mut response = json(to_json(&self.response));
+        *response.status_mut() = self.status;
+        if let Some(wait) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds(wait)));
+        }
+        response
+    }
+}
+
+/// Whole seconds, at least one.
+fn seconds(wait: Duration) -> u64 {
+    wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0)).max(1)
+}
+
+pub(super) fn to_json(response: &RpcResponse) -> Bytes {
+    // Strings, numbers and JSON values have a JSON form.
+    serde_json::to_vec(response).unwrap_or_default().into()
+}
+
+pub(super) fn json(body: Bytes) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+pub(super) fn no_content() -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response
+}
+
+/// The protocol's acknowledgment.
+pub(super) fn acknowledge(acknowledgment: &Acknowledgment, id: RpcId) -> RpcResponse {
+    acknowledgment.to_rpc(id)
+}

@@ -1,0 +1,128 @@
+//! A message as an HTTP request: CloudEvents 1.0 in binary mode, signed by Standard Webhooks.
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use callback_core::{Attempt, Dsn, Message};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use std::borrow::Cow;
+
+/// All headers of the request but those that HTTP itself sets.
+pub(crate) fn headers(dsn: &Dsn, message: &Message, attempt: &Attempt) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(24);
+    let mut set = |name: HeaderName, value: &str| {
+        // A message is built of what a header can carry.
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(name, value);
+        }
+    };
+    set(header::CONTENT_TYPE, message.content_type());
+    for (name, value) in attempt.headers(message) {
+        set(HeaderName::from_static(name), &value);
+    }
+    for (name, value) in message.attributes() {
+        if let Some(name) = ce_name(name) {
+            set(name, &encode(&value));
+        }
+    }
+    for (name, value) in message.headers() {
+        if let Ok(name) = HeaderName::from_bytes(name.as_bytes()) {
+            set(name, value);
+        }
+    }
+    if message.body().is_empty() {
+        // RFC 9110 §8.6 asks for it, hyper leaves it out, and some servers answer 411 then.
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(0));
+    }
+    if let Some(user) = dsn.username() {
+        let password = dsn.password().unwrap_or_default();
+        let mut value =
+            HeaderValue::from_str(&format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}"))))
+                .expect("base64 is visible ASCII");
+        value.set_sensitive(true);
+        headers.insert(header::AUTHORIZATION, value);
+    }
+    headers
+}
+
+/// The header of a CloudEvents attribute (HTTP Protocol Binding 1.0.2 §3.1.3.1).
+fn ce_name(attribute: &str) -> Option<HeaderName> {
+    Some(HeaderName::from_static(match attribute {
+        "specversion" => "ce-specversion",
+        "id" => "ce-id",
+        "type" => "ce-type",
+        "source" => "ce-source",
+        "time" => "ce-time",
+        "subject" => "ce-subject",
+        "correlationid" => "ce-correlationid",
+        _ => return None,
+    }))
+}
+
+/// Percent-encodes what a header of CloudEvents must not carry (HTTP Protocol Binding 1.0.2 §3.1.3.2).
+fn encode(value: &str) -> Cow<'_, str> {
+    let plain = |byte: u8| matches!(byte, 0x21..=0x7e) && byte != b'"' && byte != b'%';
+    if value.bytes().all(plain) {
+        return Cow::Borrowed(value);
+    }
+    let mut encoded = String::with_capacity(value.len() * 3);
+    for byte in value.bytes() {
+        if plain(byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    Cow::Owned(encoded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::time::{Duration, Instant, SystemTime};
+
+    #[test]
+    fn an_attribute_is_encoded_as_the_binding_says() {
+        assert_eq!(encode("Euro € 😀"), "Euro%20%E2%82%AC%20%F0%9F%98%80");
+        assert_eq!(encode("100%"), "100%25");
+        assert_eq!(encode("\"a\""), "%22a%22");
+        assert!(matches!(encode("/orders"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn a_message_has_the_headers_of_the_golden_file() {
+        let time = SystemTime::UNIX_EPOCH + Duration::from_millis(1_614_265_330_250);
+        let message = Message::builder("callback.rpc.completed")
+            .id("msg_p5jXN8AQM9LWM0D4loKWxJek".parse().expect("valid"))
+            .event_id("event-1".parse().expect("valid"))
+            .source("/orders")
+            .subject("Bestellung für 😀")
+            .correlation_id("ray 7")
+            .time(time)
+            .header("x-request-id", "r-1")
+            .payload(callback_core::Payload::new("application/json", &br#"{"test": 2432232314}"#[..]))
+            .build()
+            .expect("valid");
+        let signer: callback_core::Signer = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".parse().expect("valid");
+        let attempt = Attempt::new(3, time, Instant::now())
+            .with_traceparent("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+            .sign(&signer, &message);
+        let dsn = "https://me:pa%20ss@example.com/hook?a=b".parse().expect("valid");
+        let mut lines: Vec<String> = headers(&dsn, &message, &attempt)
+            .iter()
+            .map(|(name, value)| format!("{name}: {}\n", value.to_str().expect("visible")))
+            .collect();
+        lines.sort_unstable();
+        assert_eq!(lines.concat(), include_str!("../tests/golden/request-headers.txt"));
+        assert!(headers(&dsn, &message, &attempt)[header::AUTHORIZATION].is_sensitive());
+    }
+
+    #[test]
+    fn nothing_is_sent_that_is_not_set() {
+        let message = Message::builder("a").payload(json!(1)).build().expect("valid");
+        let attempt = Attempt::new(1, SystemTime::now(), Instant::now());
+        let headers = headers(&"https://example.com/".parse().expect("valid"), &message, &attempt);
+        for name in ["webhook-signature", "traceparent", "ce-subject", "ce-correlationid", "authorization"] {
+            assert!(!headers.contains_key(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! The crate from outside, over sockets of its own on loopback.
+
+mod receiver;
+
+mod answers;
+mod policy;
+mod sink;
+mod tls;
+
+#[cfg(feature = "server")]
+mod shop;
+
+#[cfg(feature = "server")]
+mod bad_input;
+#[cfg(feature = "server")]
+mod batch;
+#[cfg(feature = "server")]
+mod faults;
+#[cfg(feature = "server")]
+mod limits;
+#[cfg(feature = "server")]
+mod notification;
+#[cfg(feature = "server")]
+mod plain;
+#[cfg(feature = "server")]
+mod recovery;
+#[cfg(feature = "server")]
+mod rpc;
+#[cfg(feature = "server")]
+mod settings;
+#[cfg(feature = "server")]
+mod store;
