@@ -131,7 +131,7 @@ impl Dsn {
     /// The far end, without any secret: for metrics, spans, notices and queries.
     #[must_use]
     pub fn destination(&self) -> Destination {
-        Destination::of(self)
+        self.0.destination.clone()
     }
 
     /// The full text, secrets included; only the scheme's case is not as the user gave it.

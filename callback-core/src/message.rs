@@ -29,7 +29,8 @@ pub struct Message(Arc<Inner>);
 
 #[derive(Clone, PartialEq, Eq)]
 struct Inner {
-    id: MessageId,
+    /// Made by `build` where none is set.
+    id: Option<MessageId>,
     event_id: Option<MessageId>,
     event_type: String,
     source: String,
@@ -44,7 +45,7 @@ impl Message {
     /// Begins a message of this type: 1 to 255 printable ASCII characters, `order.completed` for example.
     pub fn builder(event_type: impl Into<String>) -> MessageBuilder {
         MessageBuilder(Inner {
-            id: MessageId::new(),
+            id: None,
             event_id: None,
             event_type: event_type.into(),
             source: "/".to_owned(),
@@ -62,15 +63,18 @@ impl Message {
     }
 
     /// The delivery's id: stable over retries; receivers deduplicate by it.
+    ///
+    /// # Panics
+    /// Never: a message that was built has one.
     #[must_use]
     pub fn id(&self) -> &MessageId {
-        &self.0.id
+        self.0.id.as_ref().expect("a message that was built has an id")
     }
 
     /// The event's id; of a result, the delivery's.
     #[must_use]
     pub fn event_id(&self) -> &MessageId {
-        self.0.event_id.as_ref().unwrap_or(&self.0.id)
+        self.0.event_id.as_ref().unwrap_or_else(|| self.id())
     }
 
     /// What happened: CloudEvents `type`.
@@ -190,7 +194,7 @@ pub struct MessageBuilder(Inner);
 impl MessageBuilder {
     /// Sets the delivery's id. Default: an id that nobody else has.
     pub fn id(mut self, id: MessageId) -> Self {
-        self.0.id = id;
+        self.0.id = Some(id);
         self
     }
 
@@ -267,6 +271,7 @@ impl MessageBuilder {
             check_header(name, value)?;
         }
         inner.time = whole_microseconds(inner.time)?;
+        inner.id.get_or_insert_with(MessageId::new);
         Ok(Message(Arc::new(self.0)))
     }
 }

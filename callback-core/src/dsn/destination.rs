@@ -29,18 +29,18 @@ const DIGEST_MARK: &str = "session://#";
 const DIGEST_BYTES: usize = 8;
 
 impl Destination {
-    pub(super) fn of(dsn: &Dsn) -> Self {
-        let text = match Family::of(dsn.scheme()) {
+    pub(super) fn of(scheme: &str, address: &str, hosts: &[HostPort]) -> Self {
+        let text = match Family::of(scheme) {
             Family::Session => {
-                let digest = Sha256::digest(dsn.authority());
+                let digest = Sha256::digest(address);
                 let hex: String = digest.iter().take(DIGEST_BYTES).map(|byte| format!("{byte:02x}")).collect();
                 format!("{DIGEST_MARK}{hex}")
             }
             _ => {
-                let mut ends: Vec<String> = dsn.hosts().iter().map(|host| far_end(dsn.scheme(), host)).collect();
+                let mut ends: Vec<String> = hosts.iter().map(|host| far_end(scheme, host)).collect();
                 ends.sort_unstable();
                 ends.dedup();
-                format!("{}://{}", dsn.scheme(), ends.join(","))
+                format!("{scheme}://{}", ends.join(","))
             }
         };
         Self(text.into())
@@ -90,7 +90,7 @@ impl FromStr for Destination {
         if dsn.username().is_some() || !matches!(dsn.path(), "" | "/") || dsn.query().is_some() {
             return Err(DsnError::invalid("a destination is scheme, host and port only"));
         }
-        Ok(Self::of(&dsn))
+        Ok(dsn.destination())
     }
 }
 

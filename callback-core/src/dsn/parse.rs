@@ -1,6 +1,6 @@
 //! From text to the parts of a Dsn.
 
-use super::{DsnError, Family, HostPort, is_scheme, percent};
+use super::{Destination, DsnError, Family, HostPort, is_scheme, percent};
 use url::Url;
 
 /// The text, where its parts begin and end, and what was parsed out of it.
@@ -14,6 +14,7 @@ pub(super) struct Parts {
     pub(super) username: Option<Box<str>>,
     pub(super) password: Option<Box<str>>,
     pub(super) url: Option<Url>,
+    pub(super) destination: Destination,
 }
 
 impl Parts {
@@ -52,8 +53,12 @@ impl Parts {
         let url = (family == Family::Web)
             .then(|| parse_url(&format!("{}{}", &text[..authority_start], &text[host_start..]), &hosts))
             .transpose()?;
+        if let Some(url) = &url {
+            check_untouched(url, &text[path_start..path_end], text[path_end..].strip_prefix('?'))?;
+        }
 
-        Ok(Self { text, scheme_end, host_start, path_start, path_end, hosts, username, password, url })
+        let destination = Destination::of(&scheme, &text[host_start..path_start], &hosts);
+        Ok(Self { text, scheme_end, host_start, path_start, path_end, hosts, username, password, url, destination })
     }
 }
 
@@ -134,4 +139,15 @@ fn parse_url(text: &str, hosts: &[HostPort]) -> Result<Url, DsnError> {
     let same = matches!(hosts, [only] if url.host_str() == Some(&only.host.to_string()) &&
         only.port.is_none_or(|port| url.port_or_known_default() == Some(port)));
     if same { Ok(url) } else { Err(DsnError::invalid("the host is ambiguous")) }
+}
+
+/// Path and query are the receiver's, and reach it as they are: what a URL would rewrite is refused.
+fn check_untouched(url: &Url, path: &str, query: Option<&str>) -> Result<(), DsnError> {
+    let same_path = url.path() == path || (path.is_empty() && url.path() == "/");
+    if same_path && url.query() == query {
+        return Ok(());
+    }
+    let reason = "the path has no `.` and `..` segments, and what a URL encodes (such as `'` in a query, or `{` in a path) \
+                  is percent-encoded already";
+    Err(DsnError::invalid(reason))
 }

@@ -221,3 +221,14 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_a_url_would_rewrite_is_refused() {
+    for rest in ["/a/./b", "/a/../c", "/%2e%2E/a", "/a`{b}", "/?a='", "/?a=\"", "/?a=<>"] {
+        refused(&format!("https://example.com{rest}"), "percent-encoded already");
+    }
+    for rest in ["", "/", "/?", "?a=b", "/a//b;c=d/~*'()!$@:^|[]", "/?x=%c3%A4&y=a+b&&z&[]={}|`^~*()!$@:/?"] {
+        let text = format!("https://example.com{rest}");
+        assert_eq!(text.parse::<Dsn>().expect("valid").expose(), text);
+    }
+}

@@ -217,7 +217,8 @@ pub fn join_batch<T: AsRef<[u8]>>(texts: impl IntoIterator<Item = T>) -> Bytes {
 }
 
 fn read_params(params: &RawValue, place: &str) -> Result<(RpcOptions, Option<String>), RpcError> {
-    if params.get().starts_with('[') {
+    // Null is no structured value (JSON-RPC 2.0 §4.2), but clients send it for none, and services take it.
+    if params.get().starts_with('[') || params.get() == "null" {
         return Ok((RpcOptions::default(), None));
     }
     let refused = |reason| RpcError::invalid_params(place, reason);
