@@ -3,6 +3,7 @@
 use crate::{
     Outbox, OutboxError,
     clock::{Clock, Micros, SystemClock},
+    engine::Engine,
     outbox::{Store, Write, Written, write},
     row::FailedRow,
 };
@@ -14,10 +15,13 @@ use std::{
 
 /// The messages that were given up; they are kept, and can be sent again.
 ///
-/// Works beside a running service: it needs no dispatcher. What it sends again, the service finds within a second.
+/// Works beside a running service: it needs no dispatcher. What it sends again, the service finds within a second; in
+/// memory it looks every half minute, unless [`Dispatcher::wake`](crate::Dispatcher::wake) tells it.
 #[derive(Clone, Debug)]
 pub struct DeadLetters {
     store: Arc<dyn Store>,
+    /// Whose clock counts, and who is told of a replay; none beside a running service.
+    engine: Option<Arc<Engine>>,
 }
 
 /// A message that was given up, with its history.
@@ -67,11 +71,11 @@ impl DeadLetters {
     /// The dead letters of this outbox.
     #[expect(clippy::needless_pass_by_value, reason = "an outbox is handed over, as to a dispatcher")]
     pub fn new(outbox: impl Outbox) -> Self {
-        Self::of(outbox.erase().0)
+        Self { store: outbox.erase().0, engine: None }
     }
 
-    pub(crate) fn of(store: Arc<dyn Store>) -> Self {
-        Self { store }
+    pub(crate) fn of(engine: Arc<Engine>) -> Self {
+        Self { store: Arc::clone(&engine.store), engine: Some(engine) }
     }
 
     /// A page of them, oldest first.
@@ -98,8 +102,11 @@ impl DeadLetters {
     /// # Errors
     /// When the outbox cannot be written.
     pub async fn replay(&self, id: TaskId) -> Result<bool, OutboxError> {
-        let now = Micros::from(SystemClock.now());
+        let now = self.engine.as_ref().map_or_else(|| Micros::from(SystemClock.now()), |engine| engine.now());
         let written = write(&*self.store, Write::Replay { id, now }).await?;
+        if let Some(engine) = &self.engine {
+            engine.look_again();
+        }
         Ok(matches!(written, Written::Done))
     }
 }

@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
+    runtime,
     sync::Notify,
     time::{sleep, timeout},
 };
@@ -106,7 +107,7 @@ impl Dispatcher {
     /// When the outbox cannot be read.
     pub async fn task(&self, id: TaskId) -> Result<Option<Task>, OutboxError> {
         let row = self.engine().store.find(id).await?.filter(|row| row.work.is_some());
-        Ok(row.map(|row| Task::new(Arc::new(row), self.engine().is_open(id), Arc::clone(self.engine()))))
+        Ok(row.map(|row| Task::new(Arc::new(row), self.engine().has_in_hand(id), Arc::clone(self.engine()))))
     }
 
     /// Waits until a task is over; none if there is no such task. Resolves early when the dispatcher closes.
@@ -118,13 +119,13 @@ impl Dispatcher {
     /// Nothing is lost.
     pub async fn wait(&self, id: TaskId) -> Result<Option<Task>, OutboxError> {
         loop {
-            let ended = self.engine().waiter(id);
+            let mut waiter = self.engine().waiter(id);
             let Some(task) = self.task(id).await? else { return Ok(None) };
             if task.state().is_ended() || self.engine().closing.is_cancelled() {
                 return Ok(Some(task));
             }
             tokio::select! {
-                _ = ended => {}
+                () = waiter.over() => {}
                 () = self.engine().closing.cancelled() => {}
                 // Another process may end it: by a replay that is delivered, for example.
                 () = sleep(Duration::from_secs(1)) => {}
@@ -140,7 +141,7 @@ impl Dispatcher {
         let engine = self.engine();
         match write(&*engine.store, Write::Cancel { id, now: engine.now() }).await? {
             Written::Done => {
-                engine.drop_run(id);
+                engine.drop_task(id);
                 engine.ended(id);
                 Ok(())
             }
@@ -157,36 +158,32 @@ impl Dispatcher {
     /// When it is over, unknown, cannot be sent, or the outbox failed. A deferred outcome is no end: [`EndError::Ended`].
     pub async fn complete(&self, id: TaskId, outcome: Outcome) -> Result<(), EndError> {
         let engine = self.engine();
-        let row = engine.store.find(id).await?.filter(|row| row.work.is_some()).ok_or(EndError::Unknown)?;
-        if !row.stage.is_open() || outcome.kind == OutcomeKind::Deferred {
-            return Err(EndError::Ended);
-        }
-        let result = Arc::new(engine.shape(&row, outcome).map_err(|failure| match failure {
-            crate::Failure::TooLarge { limit } => EndError::TooLarge { limit },
-            other => EndError::Outbox(OutboxError::not_stored(other)),
-        })?);
-        let now = engine.now();
-        let to = state::after_run(OutcomeKind::Completed, row.dsn.is_some());
-        // It is delivered from the store: whoever completes work elsewhere does not wait for its delivery.
-        let step = Write::Result { id, token: row.token, to, held: false, now, result, events: Vec::new() };
-        match write(&*engine.store, step).await? {
-            Written::Done => {
-                engine.drop_run(id);
+        loop {
+            let row = engine.store.find(id).await?.filter(|row| row.work.is_some()).ok_or(EndError::Unknown)?;
+            if !row.stage.is_open() || outcome.kind == OutcomeKind::Deferred {
+                return Err(EndError::Ended);
+            }
+            let result = Arc::new(engine.shape(&row, outcome.clone())?);
+            let now = engine.now();
+            let to = state::after_run(OutcomeKind::Completed, row.dsn.is_some());
+            // It is delivered from the store: whoever completes work elsewhere does not wait for its delivery.
+            let step = Write::Result { id, token: row.token, to, held: false, now, result, events: Vec::new() };
+            if let Written::Done = write(&*engine.store, step).await? {
+                engine.drop_run(&row);
                 if to.is_ended() {
                     engine.ended(id);
                 }
                 engine.look_again();
-                Ok(())
+                return Ok(());
             }
-            Written::Unknown => Err(EndError::Unknown),
-            Written::Superseded | Written::Claimed(_) => Err(EndError::Ended),
+            // It has ended meanwhile, or was claimed, which is no end.
         }
     }
 
     /// What could not be delivered.
     #[must_use]
     pub fn dead_letters(&self) -> DeadLetters {
-        DeadLetters::of(Arc::clone(&self.engine().store))
+        DeadLetters::of(Arc::clone(self.engine()))
     }
 
     /// Says that somebody else has stored something: it is looked for at once. Harmless when untrue.
@@ -342,6 +339,7 @@ impl DispatcherBuilder {
             closing: CancellationToken::new(),
             closed: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            runtime: runtime::Handle::current(),
         });
         engine.tasks.spawn(Arc::clone(&engine).claim_until_closed());
         engine.tasks.spawn(Arc::clone(&engine).name_missing_handlers());
@@ -352,5 +350,25 @@ impl DispatcherBuilder {
 impl fmt::Debug for DispatcherBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DispatcherBuilder").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{MemoryOutbox, Work};
+    use futures_util::FutureExt;
+
+    #[tokio::test]
+    async fn waits_that_are_over_or_given_up_leave_nothing_behind() {
+        let dispatcher = Dispatcher::builder(MemoryOutbox::new()).start().await.expect("started");
+        let handler = |task: Task| async move { Ok::<_, String>(task.payload().clone()) };
+        let worker = dispatcher.worker("echo", Interrupted::RunAgain).run(handler).expect("registered");
+        let id = worker.accept(Work::new("x")).await.expect("accepted").id();
+        assert!(dispatcher.wait(id).now_or_never().is_none(), "nobody has run it");
+        for id in [id, id, TaskId::new()] {
+            dispatcher.wait(id).await.expect("readable");
+        }
+        assert!(dispatcher.engine().state().waiting.is_empty());
     }
 }

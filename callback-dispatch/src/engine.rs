@@ -13,7 +13,7 @@ use crate::{
 };
 use callback_core::{Acknowledgment, Dsn, DsnError, Keys, Message, MessageId, Schedule, Sink, TaskId};
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -22,6 +22,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
+    runtime::Handle,
     sync::{Notify, Semaphore, oneshot},
     time::{Instant, sleep},
 };
@@ -55,14 +56,16 @@ pub(crate) struct Engine {
     /// Runs and attempts in flight end.
     pub(crate) closed: CancellationToken,
     pub(crate) tasks: TaskTracker,
+    /// Where tasks run: what is stored is handed over from the outbox's own thread.
+    pub(crate) runtime: Handle,
 }
 
 #[derive(Default)]
 pub(crate) struct State {
     workers: HashMap<Arc<str>, Arc<WorkerEntry>>,
-    /// Tasks in hand that have no result yet; cancelling one drops its run.
-    open: HashMap<TaskId, CancellationToken>,
-    waiting: HashMap<TaskId, Vec<oneshot::Sender<()>>>,
+    /// Tasks in hand, each by the token of its claim.
+    in_hand: HashMap<TaskId, (u32, CancellationToken)>,
+    pub(crate) waiting: HashMap<TaskId, Vec<oneshot::Sender<()>>>,
 }
 
 pub(crate) struct WorkerEntry {
@@ -231,29 +234,27 @@ impl Engine {
         let (sender, receiver) = oneshot::channel();
         let (engine, stored) = (Arc::clone(self), Arc::clone(&row));
         // The hand-over happens where the commit is known, so that a caller who gives up loses nothing.
-        let done = Box::new(move |result: Result<Written, OutboxError>| {
-            let answer = match result {
-                Ok(_) => {
-                    engine.hand_over(stored, place);
-                    Ok(())
-                }
-                Err(error) => Err((error, place)),
-            };
-            let _ = sender.send(answer);
+        let done = Box::new(move |result: Result<Written, OutboxError>| match result {
+            Ok(_) => {
+                engine.hand_over(stored, place);
+                let _ = sender.send(Ok(()));
+            }
+            Err(error) if error.is_unknown() => {
+                let tasks = engine.tasks.clone();
+                let runtime = engine.runtime.clone();
+                tasks.spawn_on(async move { sender.send(engine.ask(stored, place, error).await) }, &runtime);
+            }
+            Err(error) => _ = sender.send(Err(AcceptError::Outbox(error))),
         });
         self.store
-            .submit(Write::Insert(Arc::clone(&row)), done)
+            .submit(Write::Insert(row), done)
             .map_err(|Full| AcceptError::Overloaded { retry_after: OVERLOADED })?;
-        let closed = || Err((OutboxError::unknown("the outbox was closed"), None));
-        match receiver.await.unwrap_or_else(|_| closed()) {
-            Ok(()) => Ok(()),
-            Err((error, place)) if error.is_unknown() => self.ask(row, place, error).await,
-            Err((error, _)) => Err(AcceptError::Outbox(error)),
-        }
+        let closed = || Err(AcceptError::Outbox(OutboxError::unknown("the outbox was closed")));
+        receiver.await.unwrap_or_else(|_| closed())
     }
 
-    /// Asks whether a row was stored whose commit had no clear answer.
-    async fn ask(self: &Arc<Self>, row: Arc<Row>, place: Option<Place>, error: OutboxError) -> Result<(), AcceptError> {
+    /// Asks whether a row was stored whose commit had no clear answer, and hands it over if it was.
+    async fn ask(self: Arc<Self>, row: Arc<Row>, place: Option<Place>, error: OutboxError) -> Result<(), AcceptError> {
         let until = Instant::now() + ASK_FOR;
         loop {
             match self.store.find(row.id).await {
@@ -261,11 +262,7 @@ impl Engine {
                     self.hand_over(row, place);
                     return Ok(());
                 }
-                Ok(None) => {
-                    let reason = "it was not there when it was asked for after a failed commit";
-                    tracing::warn!(task = %row.id, %error, reason);
-                    return Err(AcceptError::Outbox(OutboxError::not_stored(error)));
-                }
+                Ok(None) => return Err(AcceptError::Outbox(OutboxError::not_stored(error))),
                 Err(_) if Instant::now() < until => sleep(Duration::from_millis(100)).await,
                 Err(_) => return Err(AcceptError::Outbox(error)),
             }
@@ -290,22 +287,32 @@ impl Engine {
             self.look_again();
             return;
         };
-        let open = row.stage.is_open().then(CancellationToken::new);
-        if let Some(token) = &open {
-            self.state().open.insert(row.id, token.clone());
+        // Only tasks can be cancelled: an event is none.
+        let cancelled = row.work.is_some().then(CancellationToken::new);
+        if let Some(cancelled) = &cancelled
+            && let Some((_, former)) = self.state().in_hand.insert(row.id, (row.token, cancelled.clone()))
+        {
+            // A later claim has the row: it was completed elsewhere while its run was waiting or going on.
+            former.cancel();
         }
-        self.tasks.spawn(Arc::clone(self).drive(row, place, open));
+        self.tasks.spawn_on(Arc::clone(self).drive(row, place, cancelled), &self.runtime);
     }
 
     /// Brings a row as far as it goes now: through its run, and one attempt.
-    async fn drive(self: Arc<Self>, mut row: Arc<Row>, mut place: Place, open: Option<CancellationToken>) {
-        if let Some(cancelled) = open {
-            let next = self.run(&row, place, &cancelled).await;
-            self.state().open.remove(&row.id);
-            let Some(next) = next else { return };
-            (row, place) = next;
+    async fn drive(self: Arc<Self>, row: Arc<Row>, place: Place, cancelled: Option<CancellationToken>) {
+        let (id, token) = (row.id, row.token);
+        let next = match &cancelled {
+            Some(cancelled) if row.stage.is_open() => self.run(&row, place, cancelled).await,
+            _ => Some((row, place)),
+        };
+        if let Some((row, place)) = next {
+            self.deliver(row, place, cancelled.as_ref()).await;
         }
-        self.deliver(row, place).await;
+        if let Entry::Occupied(in_hand) = self.state().in_hand.entry(id)
+            && in_hand.get().0 == token
+        {
+            in_hand.remove();
+        }
     }
 
     /// Stores a step, however long the store takes to heal; false if the row went elsewhere meanwhile.
@@ -342,34 +349,66 @@ impl Engine {
         waiting.into_iter().flatten().for_each(|waiting| _ = waiting.send(()));
     }
 
-    /// Resolves when the task is over, or the dispatcher is.
-    pub(crate) fn waiter(&self, id: TaskId) -> oneshot::Receiver<()> {
-        let (sender, receiver) = oneshot::channel();
-        let mut state = self.state();
-        let waiting = state.waiting.entry(id).or_default();
-        waiting.retain(|other| !other.is_closed());
-        waiting.push(sender);
-        receiver
+    /// Begins to wait for the end of a task.
+    pub(crate) fn waiter(&self, id: TaskId) -> Waiter<'_> {
+        let (sender, over) = oneshot::channel();
+        self.state().waiting.entry(id).or_default().push(sender);
+        Waiter { engine: self, id, over }
     }
 
     pub(crate) fn worker(&self, name: &str) -> Option<Arc<WorkerEntry>> {
         self.state().workers.get(name).cloned()
     }
 
-    pub(crate) fn is_open(&self, id: TaskId) -> bool {
-        self.state().open.contains_key(&id)
+    pub(crate) fn has_in_hand(&self, id: TaskId) -> bool {
+        self.state().in_hand.contains_key(&id)
     }
 
-    pub(crate) fn drop_run(&self, id: TaskId) {
-        if let Some(token) = self.state().open.get(&id) {
-            token.cancel();
+    /// Drops what goes on with a cancelled task.
+    pub(crate) fn drop_task(&self, id: TaskId) {
+        if let Some((_, cancelled)) = self.state().in_hand.get(&id) {
+            cancelled.cancel();
+        }
+    }
+
+    /// Drops the run of this row, and nothing that came after it.
+    pub(crate) fn drop_run(&self, row: &Row) {
+        if let Some((_, cancelled)) = self.state().in_hand.get(&row.id).filter(|(token, _)| *token == row.token) {
+            cancelled.cancel();
         }
     }
 
     /// Lets go of handlers, which may hold the dispatcher, and of those who wait.
     pub(crate) fn forget(&self) {
-        let State { workers, open, waiting } = std::mem::take(&mut *self.state());
-        drop((workers, open, waiting));
+        let State { workers, in_hand, waiting } = std::mem::take(&mut *self.state());
+        drop((workers, in_hand, waiting));
+    }
+}
+
+/// Waits for the end of a task; once dropped, nothing remembers it.
+#[derive(Debug)]
+pub(crate) struct Waiter<'a> {
+    engine: &'a Engine,
+    id: TaskId,
+    over: oneshot::Receiver<()>,
+}
+
+impl Waiter<'_> {
+    /// Resolves when the task is over, or the dispatcher is.
+    pub(crate) async fn over(&mut self) {
+        let _ = (&mut self.over).await;
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.over.close();
+        if let Entry::Occupied(mut waiting) = self.engine.state().waiting.entry(self.id) {
+            waiting.get_mut().retain(|other| !other.is_closed());
+            if waiting.get().is_empty() {
+                waiting.remove();
+            }
+        }
     }
 }
 

@@ -1,4 +1,5 @@
 #![doc = include_str!("../README.md")]
+#![cfg_attr(not(feature = "sqlite"), expect(dead_code, reason = "only a database keeps rows as text and numbers"))]
 
 mod dispatcher;
 mod worker;

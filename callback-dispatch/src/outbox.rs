@@ -210,3 +210,6 @@ impl Error for OutboxError {
         Some(&*self.source)
     }
 }
+
+#[cfg(all(test, feature = "sqlite"))]
+mod tests;

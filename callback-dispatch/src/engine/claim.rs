@@ -30,10 +30,14 @@ impl Engine {
     pub(crate) async fn claim_until_closed(self: Arc<Self>) {
         let shared = matches!(self.store.others_wrote().await, Ok(Some(_)));
         let mut next = Some(Micros(0));
+        // The time up to which everything due was looked for: what is due later must not be passed over.
+        let mut seen = Micros(0);
         loop {
-            let is_due = next.is_some_and(|due| due <= self.now());
+            let now = self.now();
+            let is_due = next.is_some_and(|due| due <= now);
             if self.behind.swap(false, Ordering::AcqRel) || is_due {
-                match self.claim().await {
+                seen = now;
+                match self.claim(now).await {
                     Ok(true) => self.behind.store(true, Ordering::Release),
                     Ok(false) => {}
                     Err(()) => {
@@ -44,7 +48,9 @@ impl Engine {
                     }
                 }
             }
-            next = self.store.next_due(self.now()).await.unwrap_or_else(|_| Some(self.now().after(SWEEP)));
+            // A clock that was set back is believed.
+            seen = seen.min(self.now());
+            next = self.store.next_due(seen).await.unwrap_or_else(|_| Some(self.now().after(SWEEP)));
             let wait = next.map_or(LONGEST_SLEEP, |due| due.since(self.now()).min(LONGEST_SLEEP));
             let wait = if shared { wait.min(SWEEP) } else { wait };
             tokio::select! {
@@ -61,7 +67,7 @@ impl Engine {
     }
 
     /// Claims a batch and hands it over; whether more may be due.
-    async fn claim(self: &Arc<Self>) -> Result<bool, ()> {
+    async fn claim(self: &Arc<Self>, now: Micros) -> Result<bool, ()> {
         if self.memory.is_full() {
             return Ok(true);
         }
@@ -92,9 +98,13 @@ impl Engine {
             };
             let _ = sender.send(claimed);
         });
-        let claim = Claim { now: self.now(), limit: CLAIM, workers, full };
+        let claim = Claim { now, limit: CLAIM, workers, full };
         self.store.submit(Write::Claim(claim), done).map_err(|Full| ())?;
         let claimed = receiver.await.unwrap_or(Err(()))?;
+        if claimed == CLAIM {
+            // There may be more, and nothing else needs to happen before it is taken.
+            self.wake.notify_one();
+        }
         Ok(partial || claimed == CLAIM)
     }
 

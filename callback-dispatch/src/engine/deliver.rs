@@ -11,10 +11,11 @@ use callback_core::{Attempt, Message, Receipt, SinkError, TaskId};
 use futures_util::FutureExt;
 use std::{panic::AssertUnwindSafe, sync::Arc};
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 impl Engine {
     /// Makes one attempt and stores what follows from it.
-    pub(super) async fn deliver(self: &Arc<Self>, row: Arc<Row>, place: Place) {
+    pub(super) async fn deliver(self: &Arc<Self>, row: Arc<Row>, place: Place, cancelled: Option<&CancellationToken>) {
         let (Some(result), Some(lane)) = (&row.result, place.lane.clone()) else { return };
         let permit = tokio::select! {
             biased;
@@ -26,6 +27,9 @@ impl Engine {
             self.release(&row).await;
             return;
         };
+        if cancelled.is_some_and(CancellationToken::is_cancelled) {
+            return;
+        }
         let (begun, now) = (Instant::now(), self.now());
         let attempt = tokio::select! {
             biased;
@@ -73,6 +77,8 @@ impl Engine {
         drop(place);
         if stored {
             match verdict {
+                // It may have come due while it was stored, and have been passed over.
+                Verdict::Retry { due } if due <= self.now() => self.look_again(),
                 Verdict::Retry { .. } => self.wake.notify_one(),
                 Verdict::Delivered | Verdict::Dead => self.ended(row.id),
             }
@@ -97,7 +103,7 @@ impl Engine {
         if let Some(signer) = self.keys.signer(row.owner.as_deref(), dsn) {
             attempt = attempt.sign(signer, message);
         }
-        let delivery = AssertUnwindSafe(sink.deliver(dsn, message, &attempt)).catch_unwind();
+        let delivery = AssertUnwindSafe(async { sink.deliver(dsn, message, &attempt).await }).catch_unwind();
         match timeout_at(deadline, delivery).await {
             Ok(Ok(result)) => result,
             Ok(Err(_panic)) => Err(SinkError::unavailable("the sink panicked")),
@@ -115,14 +121,15 @@ fn seed(id: TaskId, number: u32) -> u64 {
 }
 
 fn log(row: &Row, attempt: u32, verdict: Verdict, answer: Result<&Receipt, &SinkError>) {
-    let destination = row.dsn.as_ref().map(|dsn| dsn.destination().to_string()).unwrap_or_default();
+    let Some(dsn) = &row.dsn else { return };
+    let id = row.id;
     match (verdict, answer) {
         (Verdict::Retry { .. }, Err(error)) => {
-            tracing::info!(id = %row.id, attempt, destination, kind = %error.kind(), "an attempt failed");
+            tracing::info!(%id, attempt, destination = %dsn.destination(), kind = %error.kind(), "an attempt failed");
         }
         (_, Err(error)) => {
-            tracing::warn!(id = %row.id, attempt, destination, kind = %error.kind(), "a message was given up");
+            tracing::warn!(%id, attempt, destination = %dsn.destination(), kind = %error.kind(), "a message was given up");
         }
-        (_, Ok(_)) => tracing::debug!(id = %row.id, attempt, destination, "a message was delivered"),
+        (_, Ok(_)) => tracing::debug!(%id, attempt, destination = %dsn.destination(), "a message was delivered"),
     }
 }

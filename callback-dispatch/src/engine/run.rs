@@ -2,7 +2,7 @@
 
 use super::{Engine, Place, WorkerEntry};
 use crate::{
-    Failure, Outcome, Task,
+    EndError, Failure, Outcome, Task,
     outbox::{Settle, Write},
     outcome::OutcomeKind,
     row::{Row, Stage, Stored},
@@ -10,7 +10,10 @@ use crate::{
 };
 use callback_core::{Message, MessageError};
 use futures_util::FutureExt;
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -41,7 +44,7 @@ impl Engine {
         let interrupted = row.work.as_ref().and_then(|work| work.context.interrupted).unwrap_or(worker.interrupted);
         let task = Task::new(Arc::clone(row), true, Arc::clone(self));
         let outcome = match state::begin(row.stage, row.starts, interrupted) {
-            Begin::Report => worker.handler.failure(&task, &Failure::Interrupted),
+            Begin::Report => self.words(&worker, &task, &Failure::Interrupted),
             begin => {
                 if begin == Begin::MarkThenRun && !self.persist(self.settle(row, Stage::Started, true)).await {
                     return None;
@@ -68,14 +71,23 @@ impl Engine {
     /// Calls the handler within the task's limit.
     async fn call(&self, worker: &WorkerEntry, task: &Task) -> Outcome {
         let limit = task.time_limit().unwrap_or(worker.time_limit);
-        let run = AssertUnwindSafe(worker.handler.run(task.clone())).catch_unwind();
+        let run = AssertUnwindSafe(async { worker.handler.run(task.clone()).await }).catch_unwind();
         let failure = match timeout(limit, run).await {
             Ok(Ok(outcome)) => return outcome,
             Ok(Err(_panic)) => Failure::Panicked,
             Err(_elapsed) => Failure::TimedOut(limit),
         };
         tracing::warn!(task = %task.id(), operation = task.operation(), %failure, "a run failed");
-        worker.handler.failure(task, &failure)
+        self.words(worker, task, &failure)
+    }
+
+    /// A failure in the handler's words; in the engine's where the handler has none.
+    fn words(&self, worker: &WorkerEntry, task: &Task, failure: &Failure) -> Outcome {
+        let own = catch_unwind(AssertUnwindSafe(|| worker.handler.failure(task, failure)));
+        own.unwrap_or_else(|_panic| {
+            tracing::error!(task = %task.id(), "the handler panicked when it was to word a failure");
+            failure.to_outcome()
+        })
     }
 
     async fn store_outcome(
@@ -93,16 +105,16 @@ impl Engine {
             }
             return None;
         }
-        let result = self.shape(row, outcome).or_else(|failure| {
+        let result = self.shape(row, outcome).or_else(|unfit| {
+            let failure = Failure::from(unfit);
             tracing::warn!(task = %row.id, %failure, "an outcome cannot be sent");
-            let own = worker.handler.failure(task, &failure);
-            self.shape(row, own).or_else(|_| self.shape(row, failure.to_outcome()))
+            self.shape(row, self.words(worker, task, &failure)).or_else(|_| self.shape(row, failure.to_outcome()))
         });
         let result = match result {
             Ok(result) => Arc::new(result),
-            Err(failure) => {
+            Err(unfit) => {
                 // The engine's own words fit every limit that a result can have.
-                tracing::error!(task = %row.id, %failure, "no outcome can be sent");
+                tracing::error!(task = %row.id, failure = %Failure::from(unfit), "no outcome can be sent");
                 return None;
             }
         };
@@ -130,9 +142,9 @@ impl Engine {
     }
 
     /// Makes the message of an outcome.
-    pub(crate) fn shape(&self, row: &Row, outcome: Outcome) -> Result<Stored, Failure> {
+    pub(crate) fn shape(&self, row: &Row, outcome: Outcome) -> Result<Stored, Unfit> {
         if outcome.payload.body().len() > self.body_limit {
-            return Err(Failure::TooLarge { limit: self.body_limit });
+            return Err(Unfit::TooLarge { limit: self.body_limit });
         }
         let failed = outcome.is_failed();
         let mut message = Message::builder(outcome.event_type())
@@ -150,7 +162,7 @@ impl Engine {
                 message = message.correlation_id(id);
             }
         }
-        let message = message.build().map_err(|error: MessageError| Failure::Malformed(error.to_string()))?;
+        let message = message.build().map_err(Unfit::Malformed)?;
         Ok(Stored { message, failed, traceparent: context.and_then(|context| context.traceparent.clone()) })
     }
 
@@ -172,5 +184,30 @@ impl Engine {
     /// Gives a row back to the store: somebody will claim it.
     pub(super) async fn release(&self, row: &Row) {
         self.persist(self.settle(row, row.stage, false)).await;
+    }
+}
+
+/// An outcome that no message can carry.
+#[derive(Debug)]
+pub(crate) enum Unfit {
+    Malformed(MessageError),
+    TooLarge { limit: usize },
+}
+
+impl From<Unfit> for Failure {
+    fn from(unfit: Unfit) -> Self {
+        match unfit {
+            Unfit::Malformed(error) => Self::Malformed(error.to_string()),
+            Unfit::TooLarge { limit } => Self::TooLarge { limit },
+        }
+    }
+}
+
+impl From<Unfit> for EndError {
+    fn from(unfit: Unfit) -> Self {
+        match unfit {
+            Unfit::Malformed(error) => Self::Message(error),
+            Unfit::TooLarge { limit } => Self::TooLarge { limit },
+        }
     }
 }

@@ -69,9 +69,10 @@ impl Erase for SqliteOutbox {
 impl Store for SqliteOutbox {
     async fn start(&self) -> Result<(), OutboxError> {
         let lock = self.0.database.lock()?;
-        *self.0.lock.lock().unwrap_or_else(PoisonError::into_inner) = Some(lock);
         // With the lock in hand, whoever held something is dead.
-        super::write(self, Write::Recover).await.map(drop)
+        super::write(self, Write::Recover).await?;
+        *self.0.lock.lock().unwrap_or_else(PoisonError::into_inner) = Some(lock);
+        Ok(())
     }
 
     fn submit(&self, write: Write, done: Done) -> Result<(), Full> {

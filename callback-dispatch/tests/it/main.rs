@@ -1,3 +1,21 @@
 //! The engine as its users see it.
 
+#[macro_use]
+mod support;
+
+mod acceptance;
+mod cancellation;
+mod close;
+mod completion;
+mod custom_sink;
+mod dead_letters;
+mod delivery;
+mod failure;
+mod isolation;
 mod paused_time;
+mod recovery;
+mod retry;
+mod secrets;
+mod signature;
+#[cfg(feature = "sqlite")]
+mod sqlite;

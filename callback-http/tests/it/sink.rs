@@ -108,14 +108,12 @@ async fn the_body_arrives_byte_for_byte() {
 }
 
 #[tokio::test]
-async fn path_and_query_arrive_as_the_url_standard_writes_them() {
+async fn path_and_query_arrive_untouched() {
     let message = message().build().expect("valid");
-    let untouched = ["/", "/?", "/a/%2F//b;c=d/~*'()!$@:^|[]", "/?x=%c3%A4&y=a+b&&z&[]={}|`^~*()!$@:/?"];
-    let rewritten =
-        [("/a/./b/../c", "/a/c"), ("/%2E%2e/a`{b}", "/a%60%7Bb%7D"), ("/?a='\"<>", "/?a=%27%22%3C%3E"), ("", "/")];
-    for (rest, expected) in untouched.map(|rest| (rest, rest)).into_iter().chain(rewritten) {
-        assert_eq!(sent(rest, &message, &within(PATIENCE)).await.uri, expected);
+    for rest in ["/", "/?", "/a/%2F//b;c=d/~*'()!$@:^|[]", "/?x=%c3%A4&y=a+b&&z&[]={}|`^~*()!$@:/?"] {
+        assert_eq!(sent(rest, &message, &within(PATIENCE)).await.uri, rest);
     }
+    assert_eq!(sent("", &message, &within(PATIENCE)).await.uri, "/");
 }
 
 #[tokio::test]

@@ -6,10 +6,19 @@ use crate::{
     outbox::{Claim, Settle, Write, Written},
     row::{FailedRow, Row, Stage, Stored},
 };
-use callback_core::TaskId;
+use callback_core::{Destination, Dsn, TaskId};
 use callback_store::{Apply, Batched};
 use sqlx::{Arguments, Error, SqliteConnection, query, query_scalar, query_with, sqlite::SqliteArguments};
 use std::sync::Arc;
+
+/// The full lanes are left out in the statement, so that their rows are passed over without being read.
+const CLAIM: &str = "UPDATE callback_outbox SET held = 1, token = token + 1 WHERE seq IN ( \
+                       SELECT seq FROM callback_outbox AS o \
+                       WHERE stage < 10 AND held = 0 AND due <= ? \
+                         AND CASE WHEN stage <= 1 THEN worker IN (SELECT value FROM json_each(?)) \
+                             ELSE NOT EXISTS (SELECT 1 FROM json_each(?) AS lane \
+                                              WHERE lane.value ->> 0 = o.destination AND lane.value ->> 1 IS o.owner) END \
+                       ORDER BY due, seq LIMIT ?) RETURNING *";
 
 /// Applies batches of writes to the outbox's tables.
 ///
@@ -36,9 +45,9 @@ impl Rows {
         Self {
             insert: Batched::new(
                 "INSERT INTO callback_outbox (id, stage, held, token, due, attempts, starts, accepted_at, first_due, \
-                 worker, owner, dsn, destination, work, work_body, result, result_body) VALUES ",
+                 worker, owner, dsn, destination, work, work_body, result, result_body) SELECT * FROM (VALUES ",
                 "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                "",
+                ") WHERE column1 IS NOT NULL",
             ),
             settle: Batched::new(
                 "UPDATE callback_outbox SET stage = v.column4, held = v.column5, due = v.column6, attempts = v.column7, \
@@ -53,9 +62,10 @@ impl Rows {
                 ") AS v WHERE id = v.column1 AND token = v.column2 AND stage <= 2",
             ),
             attempt: Batched::new(
-                "INSERT INTO callback_attempt (id, number, time, took, kind, phase, status, reason) VALUES ",
+                "INSERT INTO callback_attempt (id, number, time, took, kind, phase, status, reason) \
+                 SELECT * FROM (VALUES ",
                 "(?, ?, ?, ?, ?, ?, ?, ?)",
-                "",
+                ") WHERE column1 IS NOT NULL",
             ),
         }
     }
@@ -191,18 +201,10 @@ impl Rows {
     }
 
     async fn claim(&self, connection: &mut SqliteConnection, claim: &Claim) -> Result<Vec<Row>, Error> {
-        // The full lanes are left out in the statement, so that their rows are passed over without being read.
-        let sql = "UPDATE callback_outbox SET held = 1, token = token + 1 WHERE seq IN ( \
-                     SELECT seq FROM callback_outbox AS o \
-                     WHERE stage < 10 AND held = 0 AND due <= ? \
-                       AND CASE WHEN stage <= 1 THEN worker IN (SELECT value FROM json_each(?)) \
-                           ELSE NOT EXISTS (SELECT 1 FROM json_each(?) AS lane \
-                                            WHERE lane.value ->> 0 = o.destination AND lane.value ->> 1 IS o.owner) END \
-                     ORDER BY due, seq LIMIT ?) RETURNING *";
         let workers = serde_json::json!(claim.workers.iter().map(|name| &**name).collect::<Vec<&str>>());
         let full = claim.full.iter().map(|lane| (lane.destination.to_string(), lane.owner.as_deref()));
         let full = serde_json::json!(full.collect::<Vec<_>>());
-        let mut rows = query(sql)
+        let mut rows = query(CLAIM)
             .bind(claim.now.0)
             .bind(workers.to_string())
             .bind(full.to_string())
@@ -284,8 +286,8 @@ fn bind_row(arguments: &mut SqliteArguments, row: &Row) -> Result<(), Error> {
         arguments.add(row.first_due.0)?;
         arguments.add(row.worker.as_deref())?;
         arguments.add(row.owner.as_deref())?;
-        arguments.add(row.dsn.as_ref().map(|dsn| dsn.expose()))?;
-        arguments.add(row.dsn.as_ref().map(|dsn| dsn.destination().to_string()))?;
+        arguments.add(row.dsn.as_ref().map(Dsn::expose))?;
+        arguments.add(row.dsn.as_ref().map(Dsn::destination).as_ref().map(Destination::as_str))?;
         arguments.add(row.work.as_ref().map(|work| work.head()))?;
         arguments.add(row.work.as_ref().map(|work| &work.payload.body()[..]))?;
         arguments.add(row.result.as_ref().map(|result| result.head()))?;
@@ -340,3 +342,6 @@ fn bind_attempt(arguments: &mut SqliteArguments, id: TaskId, attempt: &FailedRow
 fn ended_at(stage: Stage, now: Micros) -> Option<i64> {
     stage.is_ended().then_some(now.0)
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,9 +9,17 @@ use callback_core::{Dsn, ErrorKind, Phase, TaskId};
 use sqlx::{Error, Row as _, SqlitePool, query, query_scalar, sqlite::SqliteRow};
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+pub(super) const NEXT_DUE: &str =
+    "SELECT min(due) FROM callback_outbox WHERE stage < 10 AND held = 0 AND due > ? AND due < ?";
+
+pub(super) const DEAD_LETTERS: &str = "SELECT * FROM callback_outbox WHERE stage = 12 AND (?1 IS NULL OR destination = ?1) \
+     AND (?2 IS NULL OR kind = ?2) AND (ended_at, id) > (?3, ?4) ORDER BY ended_at, id LIMIT ?5";
+
+pub(super) const ATTEMPTS: &str = "SELECT a.* FROM json_each(?) AS wanted CROSS JOIN callback_attempt AS a \
+                                   WHERE a.id = unhex(wanted.value) ORDER BY a.rowid";
+
 pub(super) async fn next_due(pool: &SqlitePool, after: Micros) -> Result<Option<Micros>, Error> {
-    let sql = "SELECT min(due) FROM callback_outbox WHERE stage < 10 AND held = 0 AND due > ? AND due < ?";
-    let due: Option<i64> = query_scalar(sql).bind(after.0).bind(Micros::NEVER.0).fetch_one(pool).await?;
+    let due: Option<i64> = query_scalar(NEXT_DUE).bind(after.0).bind(Micros::NEVER.0).fetch_one(pool).await?;
     Ok(due.map(Micros))
 }
 
@@ -26,11 +34,9 @@ pub(super) async fn waiting_workers(pool: &SqlitePool) -> Result<Vec<String>, Er
 }
 
 pub(super) async fn dead_letters(pool: &SqlitePool, asked: &DeadLetterQuery) -> Result<Vec<DeadLetter>, Error> {
-    let sql = "SELECT * FROM callback_outbox WHERE stage = 12 AND (?1 IS NULL OR destination = ?1) \
-               AND (?2 IS NULL OR kind = ?2) AND (ended_at, id) > (?3, ?4) ORDER BY ended_at, id LIMIT ?5";
     let (since, id) =
         asked.after.map_or((i64::MIN, Vec::new()), |cursor| (cursor.since.0, cursor.id.as_bytes().to_vec()));
-    let rows = query(sql)
+    let rows = query(DEAD_LETTERS)
         .bind(asked.destination.as_ref().map(ToString::to_string))
         .bind(asked.kind.map(ErrorKind::as_str))
         .bind(since)
@@ -48,11 +54,9 @@ pub(super) async fn dead_letter(pool: &SqlitePool, id: TaskId) -> Result<Option<
 }
 
 async fn letters(pool: &SqlitePool, rows: &[SqliteRow]) -> Result<Vec<DeadLetter>, Error> {
-    let sql = "SELECT a.* FROM json_each(?) AS wanted CROSS JOIN callback_attempt AS a \
-               WHERE a.id = unhex(wanted.value) ORDER BY a.rowid";
     let ids: Vec<String> = rows.iter().map(|row| Ok(hex(row.try_get("id")?))).collect::<Result<_, Error>>()?;
     let mut attempts: HashMap<TaskId, Vec<FailedRow>> = HashMap::new();
-    for row in query(sql).bind(serde_json::json!(ids).to_string()).fetch_all(pool).await? {
+    for row in query(ATTEMPTS).bind(serde_json::json!(ids).to_string()).fetch_all(pool).await? {
         attempts.entry(task_id(&row)?).or_default().push(attempt(&row)?);
     }
     let mut letters = Vec::with_capacity(rows.len());

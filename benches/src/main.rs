@@ -1,0 +1,66 @@
+#![doc = include_str!("../README.md")]
+
+mod bare;
+mod dispatch;
+mod receiver;
+mod report;
+mod system;
+
+use callback_core::BoxError;
+use clap::{Parser, builder::PossibleValuesParser};
+use report::Report;
+use std::{path::PathBuf, process::ExitCode};
+
+/// One group of figures, run by its name.
+struct Suite {
+    name: &'static str,
+    run: fn(&Setting, &mut Report) -> Result<(), BoxError>,
+}
+
+/// All suites, in the order in which they run.
+const SUITES: &[Suite] = &[Suite { name: "dispatch", run: dispatch::run }];
+
+/// How every suite is run.
+struct Setting {
+    rounds: usize,
+    /// How long a round should take, in seconds: it says how many messages a round has.
+    seconds: f64,
+    /// Where databases are put.
+    folder: PathBuf,
+}
+
+/// Measures the workspace against bare clients, and prints one line a figure: suite, figure, value, unit, bar.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// The suites to run; all, if none is named.
+    #[arg(value_name = "SUITE", value_parser = PossibleValuesParser::new(SUITES.iter().map(|suite| suite.name)))]
+    suites: Vec<String>,
+
+    /// Measures three rounds of one second each instead of five of three and a half.
+    #[arg(long)]
+    quick: bool,
+
+    /// Ends with status 1 if a bar is missed.
+    #[arg(long)]
+    check: bool,
+
+    /// Where databases are put; it must be a real disk.
+    #[arg(long, value_name = "PATH", default_value_os_t = std::env::temp_dir())]
+    dir: PathBuf,
+}
+
+fn main() -> Result<ExitCode, BoxError> {
+    let arguments = Arguments::parse();
+    let (rounds, seconds) = if arguments.quick { (3, 1.0) } else { (5, 3.5) };
+    let setting = Setting { rounds, seconds, folder: arguments.dir };
+    let mut missed = 0;
+    for suite in SUITES {
+        if arguments.suites.is_empty() || arguments.suites.iter().any(|name| name == suite.name) {
+            let mut report = Report::new(suite.name);
+            (suite.run)(&setting, &mut report)?;
+            missed += report.missed();
+        }
+    }
+    Ok(if arguments.check && missed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}

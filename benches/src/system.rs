@@ -1,0 +1,45 @@
+//! What the machine itself does: its disk, its load, this process's memory.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+/// The median time to append 4 KiB to a file in this folder and sync it.
+pub(crate) fn fdatasync(folder: &Path) -> io::Result<Duration> {
+    let mut file = tempfile::tempfile_in(folder)?;
+    let append = |file: &mut File| {
+        let begun = Instant::now();
+        file.write_all(&[1; 4_096])?;
+        file.sync_data()?;
+        Ok::<_, io::Error>(begun.elapsed())
+    };
+    let mut times = (0..200).map(|_| append(&mut file)).collect::<Result<Vec<_>, _>>()?;
+    times.sort_unstable();
+    Ok(times[times.len() / 2])
+}
+
+/// The memory of this process that is resident, in MiB.
+pub(crate) fn resident() -> Option<f64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kibibytes: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes / 1_024.0)
+}
+
+/// The processor time that this process has used, all threads.
+pub(crate) fn processor_time() -> Option<Duration> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    // The fields after the name, which may hold anything, begin with the third; user time is the 14th, system time the 15th.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    // Linux counts it in hundredths of a second on all machines that the project knows.
+    Some(Duration::from_millis((user + system) * 10))
+}
+
+/// How many processes wanted to run in the last minute.
+pub(crate) fn load() -> Option<f64> {
+    fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()
+}

@@ -1,0 +1,69 @@
+//! How SQLite goes about the statements: a scan of the outbox would make each write cost more than the last.
+
+use super::{super::SCHEMA, *};
+use callback_store::{Database, Migrations};
+use sqlx::{AssertSqlSafe, Row as _, SqlitePool};
+use tempfile::TempDir;
+
+/// The sizes in which statements are prepared.
+const ROWS: usize = 256 + 64 + 16 + 4 + 1;
+
+async fn open() -> (SqlitePool, TempDir) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let migrations = Migrations::new("migrations", SCHEMA);
+    let database = Database::open(directory.path().join("outbox.db"), migrations).await.expect("it opens");
+    (database.reader().clone(), directory)
+}
+
+/// The plan of a statement, a step a line.
+async fn plan(pool: &SqlitePool, sql: &str) -> Vec<String> {
+    let lines = query(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"))).fetch_all(pool).await.expect("a plan");
+    lines.iter().map(|line| line.get("detail")).collect()
+}
+
+/// That the outbox is searched by this index, and never scanned or sorted.
+async fn check(pool: &SqlitePool, sql: &str, expected: &str) {
+    let plan = plan(pool, sql).await;
+    assert!(plan.iter().any(|step| step.contains(expected)), "{expected} is not in {plan:#?}");
+    let bad = |step: &&String| {
+        step.starts_with("SCAN callback_")
+            || step.starts_with("SCAN o")
+            || step.starts_with("SCAN a")
+            || step.contains("TEMP B-TREE")
+    };
+    assert_eq!(plan.iter().find(bad), None, "{plan:#?}");
+}
+
+#[tokio::test]
+async fn steps_look_their_rows_up_by_id() {
+    let (pool, _directory) = open().await;
+    let rows = Rows::new();
+    for statements in [&rows.settle, &rows.result] {
+        let sizes: Vec<usize> = {
+            let parts: Vec<_> = statements.split(&[(); ROWS]).map(|(sql, part)| (sql, part.len())).collect();
+            for (sql, _) in &parts {
+                let by_id = "SEARCH callback_outbox USING INDEX sqlite_autoindex_callback_outbox_1 (id=?)";
+                check(&pool, sql.as_str(), by_id).await;
+            }
+            parts.iter().map(|(_, size)| *size).collect()
+        };
+        assert_eq!(sizes.iter().sum::<usize>(), ROWS);
+    }
+}
+
+#[tokio::test]
+async fn what_is_due_is_found_by_its_index() {
+    let (pool, _directory) = open().await;
+    check(&pool, CLAIM, "SEARCH o USING INDEX callback_outbox_pending (held=? AND due<?)").await;
+    check(&pool, CLAIM, "SEARCH callback_outbox USING INTEGER PRIMARY KEY (rowid=?)").await;
+    check(&pool, read::NEXT_DUE, "SEARCH callback_outbox USING INDEX callback_outbox_pending (held=? AND due>?").await;
+}
+
+#[tokio::test]
+async fn dead_letters_are_found_by_their_index() {
+    let (pool, _directory) = open().await;
+    check(&pool, read::DEAD_LETTERS, "SEARCH callback_outbox USING INDEX callback_outbox_dead").await;
+    let plan = plan(&pool, read::ATTEMPTS).await;
+    let by_id = "SEARCH a USING INDEX callback_attempt_id (id=?)";
+    assert!(plan.iter().any(|step| step == by_id), "{plan:#?}");
+}

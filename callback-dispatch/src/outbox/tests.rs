@@ -1,0 +1,323 @@
+//! The outboxes give the same answers, and keep the same rows.
+
+use super::{Claim, MemoryOutbox, Settle, SqliteOutbox, Store, Write, Written, write};
+use crate::{
+    clock::Micros,
+    dead_letter::DeadLetterQuery,
+    lane::LaneKey,
+    row::{FailedRow, Request, Row, Stage, Stored},
+    work::Context,
+};
+use callback_core::{ErrorKind, Message, Payload, Phase, TaskId};
+use futures_util::future::join_all;
+use proptest::{collection::vec, prelude::*, sample::select};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+/// How many rows there are at most, so that steps meet.
+const ROWS: usize = 6;
+
+const WORKERS: [&str; 2] = ["one", "two"];
+const DSNS: [&str; 2] = ["memory://a", "https://user:password@b.example/path?query"];
+const KINDS: [ErrorKind; 3] = [ErrorKind::Refused, ErrorKind::Gone, ErrorKind::TimedOut];
+
+/// One write, by the numbers of rows: their ids and tokens are known when it is made.
+#[derive(Clone, Debug)]
+enum Step {
+    Insert {
+        event: bool,
+        held: bool,
+        worker: usize,
+        dsn: Option<usize>,
+        owner: bool,
+        due: i64,
+    },
+    Claim {
+        limit: usize,
+        workers: Vec<usize>,
+        full: Vec<(usize, bool)>,
+    },
+    Result {
+        row: usize,
+        stale: bool,
+        held: bool,
+        events: usize,
+    },
+    Defer {
+        row: usize,
+        stale: bool,
+        events: usize,
+    },
+    Settle {
+        row: usize,
+        stale: bool,
+        from: Option<Stage>,
+        to: Stage,
+        held: bool,
+        failed: Option<usize>,
+    },
+    Cancel {
+        row: usize,
+    },
+    Replay {
+        row: usize,
+    },
+    Recover,
+    /// Steps of different rows that share a transaction, and its statements.
+    Together(Vec<(bool, Stage, bool, Option<usize>)>),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let row = || 0..ROWS + 1;
+    let to = || select(vec![Stage::Started, Stage::Delivering, Stage::Completed, Stage::Delivered, Stage::Dead]);
+    let failed = || prop::option::of(0..KINDS.len());
+    let from = || prop::option::weighted(0.5, select(vec![Stage::Accepted, Stage::Started, Stage::Delivering]));
+    let stale = || prop::bool::weighted(0.2);
+    prop_oneof![
+        4 => (any::<bool>(), any::<bool>(), 0..2usize, prop::option::of(0..2usize), any::<bool>(), 0..50i64)
+            .prop_map(|(event, held, worker, dsn, owner, due)| Step::Insert { event, held, worker, dsn, owner, due }),
+        3 => (1..4usize, vec(0..2usize, 0..3), vec((0..2usize, any::<bool>()), 0..3))
+            .prop_map(|(limit, workers, full)| Step::Claim { limit, workers, full }),
+        3 => (row(), stale(), any::<bool>(), 0..2usize)
+            .prop_map(|(row, stale, held, events)| Step::Result { row, stale, held, events }),
+        1 => (row(), stale(), 0..2usize).prop_map(|(row, stale, events)| Step::Defer { row, stale, events }),
+        5 => (row(), stale(), from(), to(), any::<bool>(), failed())
+            .prop_map(|(row, stale, from, to, held, failed)| Step::Settle { row, stale, from, to, held, failed }),
+        1 => row().prop_map(|row| Step::Cancel { row }),
+        2 => row().prop_map(|row| Step::Replay { row }),
+        1 => Just(Step::Recover),
+        3 => vec((stale(), to(), any::<bool>(), failed()), 2..ROWS).prop_map(Step::Together),
+    ]
+}
+
+/// Both outboxes, and the time: it goes on with each write, so that no two writes are alike.
+struct Pair {
+    memory: MemoryOutbox,
+    sqlite: SqliteOutbox,
+    ids: Vec<TaskId>,
+    now: i64,
+}
+
+impl Pair {
+    async fn open(path: &std::path::Path) -> Self {
+        let sqlite = SqliteOutbox::open(path).await.expect("the file can be opened");
+        Self { memory: MemoryOutbox::new(), sqlite, ids: Vec::new(), now: 1_000 }
+    }
+
+    fn tick(&mut self) -> Micros {
+        self.now += 1;
+        Micros(self.now)
+    }
+
+    fn id(&self, row: usize) -> TaskId {
+        // One row more than there are: nobody knows it.
+        self.ids.get(row).copied().unwrap_or_else(TaskId::new)
+    }
+
+    async fn row(&self, id: TaskId) -> Option<Row> {
+        self.memory.find(id).await.expect("readable")
+    }
+
+    fn event(&mut self) -> Arc<Row> {
+        Arc::new(self.new_row(true, false, 0, Some(0), false, 0))
+    }
+
+    fn new_row(&mut self, event: bool, held: bool, worker: usize, dsn: Option<usize>, owner: bool, due: i64) -> Row {
+        let (id, now) = (TaskId::new(), self.tick());
+        let mut context = Context { operation: "Order.run".into(), ..Context::default() };
+        context.headers.push(("x-a".into(), "ä".into()));
+        let work = Request { context, payload: Payload::new("text/x", format!("work {now:?}")) };
+        Row {
+            id,
+            token: 0,
+            stage: if event { Stage::Delivering } else { Stage::Accepted },
+            held,
+            due: Micros(now.0 + due),
+            worker: (!event).then(|| WORKERS[worker].into()),
+            owner: owner.then(|| "acme".into()),
+            dsn: dsn.or_else(|| event.then_some(0)).map(|dsn| DSNS[dsn].parse().expect("a valid Dsn")),
+            starts: 0,
+            attempts: 0,
+            accepted_at: now,
+            first_due: now,
+            work: (!event).then(|| Arc::new(work)),
+            result: event.then(|| result(id, now)),
+        }
+    }
+
+    async fn settle(
+        &mut self,
+        id: TaskId,
+        stale: bool,
+        from: Option<Stage>,
+        to: Stage,
+        held: bool,
+        failed: Option<usize>,
+    ) -> Write {
+        let now = self.tick();
+        let row = self.row(id).await;
+        let stage = row.as_ref().map_or(Stage::Accepted, |row| row.stage);
+        // Steps that the engine makes, and others that come from where the row is not.
+        let (from, to) = match (stage, to) {
+            (Stage::Accepted | Stage::Started, Stage::Started) => (stage, Stage::Started),
+            (Stage::Accepted | Stage::Started, _) => (stage, stage),
+            (Stage::Delivering, Stage::Delivered | Stage::Dead) => (stage, to),
+            (Stage::Delivering, _) => (stage, Stage::Delivering),
+            _ => (from.unwrap_or(Stage::Delivering), to),
+        };
+        let attempts = row.as_ref().map_or(0, |row| row.attempts) + u32::from(failed.is_some());
+        let failed = failed.map(|kind| FailedRow {
+            number: attempts,
+            time: now,
+            took: Duration::from_micros(7),
+            kind: KINDS[kind],
+            phase: [None, Some(Phase::Connect), Some(Phase::Answer)][kind],
+            status: [Some(400), None, Some(504)][kind],
+            reason: format!("reason {now:?}"),
+        });
+        Write::Settle(Settle {
+            id,
+            token: row.as_ref().map_or(0, |row| row.token) + u32::from(stale),
+            from,
+            to,
+            // What has ended is in nobody's hands.
+            held: held && !to.is_ended(),
+            due: now,
+            attempts,
+            now,
+            failed,
+        })
+    }
+
+    /// The writes of a step; several share a transaction.
+    async fn writes(&mut self, step: Step) -> Vec<Write> {
+        let token = async |pair: &Self, id, stale| pair.row(id).await.map_or(0, |row| row.token) + u32::from(stale);
+        let write = match step {
+            Step::Insert { .. } if self.ids.len() >= ROWS => return Vec::new(),
+            Step::Insert { event, held, worker, dsn, owner, due } => {
+                let row = self.new_row(event, held, worker, dsn, owner, due);
+                self.ids.push(row.id);
+                Write::Insert(Arc::new(row))
+            }
+            Step::Claim { limit, workers, full } => {
+                let now = self.tick();
+                let full = full.into_iter().map(|(dsn, owner)| LaneKey {
+                    owner: owner.then(|| "acme".into()),
+                    destination: DSNS[dsn].parse::<callback_core::Dsn>().expect("a valid Dsn").destination(),
+                });
+                let workers = workers.into_iter().map(|worker| WORKERS[worker].into()).collect();
+                Write::Claim(Claim { now, limit, workers, full: full.collect() })
+            }
+            Step::Result { row, stale, held, events } => {
+                let (id, now) = (self.id(row), self.tick());
+                let token = token(self, id, stale).await;
+                let has_dsn = self.row(id).await.is_some_and(|row| row.dsn.is_some());
+                let to = if has_dsn { Stage::Delivering } else { Stage::Completed };
+                let held = held && !to.is_ended();
+                let events = (0..events).map(|_| self.event()).collect();
+                Write::Result { id, token, to, held, now, result: result(id, now), events }
+            }
+            Step::Defer { row, stale, events } => {
+                let id = self.id(row);
+                let token = token(self, id, stale).await;
+                Write::Defer { id, token, events: (0..events).map(|_| self.event()).collect() }
+            }
+            Step::Settle { row, stale, from, to, held, failed } => {
+                let id = self.id(row);
+                self.settle(id, stale, from, to, held, failed).await
+            }
+            Step::Cancel { row } => Write::Cancel { id: self.id(row), now: self.tick() },
+            Step::Replay { row } => Write::Replay { id: self.id(row), now: self.tick() },
+            Step::Recover => Write::Recover,
+            Step::Together(steps) => {
+                let mut writes = Vec::new();
+                for (row, (stale, to, held, failed)) in steps.into_iter().enumerate() {
+                    let id = self.id(row);
+                    writes.push(self.settle(id, stale, None, to, held, failed).await);
+                }
+                return writes;
+            }
+        };
+        vec![write]
+    }
+
+    /// Applies the step to both, and compares their answers and all that they keep.
+    async fn check(&mut self, step: Step) {
+        let told = format!("{step:?}");
+        let writes = self.writes(step).await;
+        let new: Vec<TaskId> = writes.iter().flat_map(events).collect();
+        let memory = join_all(writes.iter().map(|step| write(&self.memory, step.clone()))).await;
+        let sqlite = join_all(writes.iter().map(|step| write(&self.sqlite, step.clone()))).await;
+        for ((memory, sqlite), write) in memory.into_iter().zip(sqlite).zip(&writes) {
+            let (memory, sqlite) = (memory.expect("stored"), sqlite.expect("stored"));
+            assert_eq!(answer(&memory, write), answer(&sqlite, write), "{write:?}");
+        }
+        self.ids.extend(new);
+        for id in &self.ids {
+            let (memory, sqlite) = (self.memory.find(*id).await, self.sqlite.find(*id).await);
+            let (memory, sqlite) = (memory.expect("readable"), sqlite.expect("readable"));
+            assert_eq!(memory.as_ref().map(all_of), sqlite.as_ref().map(all_of), "after {told}");
+        }
+        for after in [0, self.now - 20, self.now, self.now + 20] {
+            let (memory, sqlite) =
+                (self.memory.next_due(Micros(after)).await, self.sqlite.next_due(Micros(after)).await);
+            assert_eq!(memory.expect("readable"), sqlite.expect("readable"), "after {told}");
+        }
+        let (memory, sqlite) = (self.memory.waiting_workers().await, self.sqlite.waiting_workers().await);
+        let sorted = |names: Vec<String>| names.into_iter().collect::<BTreeSet<_>>();
+        assert_eq!(sorted(memory.expect("readable")), sorted(sqlite.expect("readable")), "after {told}");
+        for kind in [None, Some(KINDS[0])] {
+            let query = DeadLetterQuery { kind, limit: 3, ..DeadLetterQuery::default() };
+            let (memory, sqlite) = (self.memory.dead_letters(&query).await, self.sqlite.dead_letters(&query).await);
+            let letters =
+                |letters: Vec<crate::DeadLetter>| letters.iter().map(|it| format!("{it:#?}")).collect::<Vec<_>>();
+            assert_eq!(letters(memory.expect("readable")), letters(sqlite.expect("readable")), "after {told}");
+        }
+    }
+}
+
+fn result(id: TaskId, now: Micros) -> Arc<Stored> {
+    let message = Message::builder("a.b").id(id.into()).subject("ä").header("x-b", "1").time(now.to_system());
+    let message = message.payload(format!("result {now:?}")).build().expect("a valid message");
+    Arc::new(Stored { message, failed: now.0 % 2 == 0, traceparent: (now.0 % 3 == 0).then(|| "t".into()) })
+}
+
+/// The events that a write stores if it counts.
+fn events(write: &Write) -> Vec<TaskId> {
+    match write {
+        Write::Result { events, .. } | Write::Defer { events, .. } => events.iter().map(|row| row.id).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// An answer as far as the engine looks at it: that there is no such row is told after a cancel only.
+fn answer(written: &Written, write: &Write) -> String {
+    match written {
+        Written::Claimed(rows) => format!("{:#?}", rows.iter().map(all_of).collect::<Vec<_>>()),
+        Written::Unknown if !matches!(write, Write::Cancel { .. }) => format!("{:?}", Written::Superseded),
+        other => format!("{other:?}"),
+    }
+}
+
+/// A row with everything that its `Debug` hides.
+fn all_of(row: &Row) -> String {
+    let work = row.work.as_ref().map(|work| (work.head(), work.payload.body().clone()));
+    let result = row.result.as_ref().map(|result| (result.head(), result.message.body().clone()));
+    format!("{row:?} {work:?} {result:?} {:?}", row.dsn.as_ref().map(|dsn| dsn.expose()))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn both_outboxes_give_the_same_answers_and_keep_the_same_rows(steps in vec(step(), 1..40)) {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let mut pair = Pair::open(&directory.path().join("outbox.db")).await;
+            for step in steps {
+                pair.check(step).await;
+            }
+            pair.sqlite.close().await;
+        });
+    }
+}
