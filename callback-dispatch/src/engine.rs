@@ -56,7 +56,7 @@ pub(crate) struct Engine {
     /// Runs and attempts in flight end.
     pub(crate) closed: CancellationToken,
     pub(crate) tasks: TaskTracker,
-    /// Where tasks run: what is stored is handed over from the outbox's own thread.
+    /// Where tasks run, wherever the outbox answers.
     pub(crate) runtime: Handle,
 }
 

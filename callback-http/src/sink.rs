@@ -7,7 +7,7 @@ use crate::{
 use async_trait::async_trait;
 use callback_core::{Attempt, Dsn, DsnError, Message, Phase, Policy, Receipt, Sink, SinkError};
 use reqwest::{
-    Client, Response,
+    Client, Method, Request, Response,
     dns::{Addrs, Name, Resolve, Resolving},
     redirect, retry,
 };
@@ -92,9 +92,11 @@ impl HttpSink {
         self.check(dsn)?;
         let url = dsn.url().ok_or_else(|| DsnError::invalid("the scheme must be http or https"))?;
         let client = if dsn.scheme() == "https" { &self.0.tls } else { &self.0.plain };
-        let request =
-            client.post(url.clone()).headers(wire::headers(dsn, message, attempt)).body(message.body().clone());
-        let mut response = request.send().await.map_err(sink_error)?;
+        // Not by the client's builder, which copies header by header: a tenth of a delivery's cost.
+        let mut request = Request::new(Method::POST, url.clone());
+        *request.headers_mut() = wire::headers(dsn, message, attempt);
+        *request.body_mut() = Some(message.body().clone().into());
+        let mut response = client.execute(request).await.map_err(sink_error)?;
         let status = response.status().as_u16();
         let retry_after = response.headers().get(http::header::RETRY_AFTER).and_then(|value| value.to_str().ok());
         let judged = outcome::judge(status, retry_after, SystemTime::now());

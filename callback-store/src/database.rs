@@ -64,6 +64,10 @@ impl Database {
     ///
     /// [`StoreError::Database`] or [`StoreError::NotDurable`] if the connection cannot be opened as it must be,
     /// [`StoreError::File`] if the system has no thread left.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a Tokio runtime.
     pub async fn writer<A: Apply>(&self, apply: A, queue: usize) -> Result<Writer<A>, StoreError> {
         let session = Session::open(self.inner.write.clone()).await?;
         let started = Writer::start(apply, session, queue);

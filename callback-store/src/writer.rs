@@ -13,7 +13,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use self::answer::Answer;
 pub(crate) use self::session::Session;
-use self::task::Task;
+use self::task::{Settled, Task};
 use crate::{SubmitError, WriteError};
 
 /// What a writer does with a batch: it turns many writes into few statements.
@@ -61,24 +61,30 @@ impl<A: Apply> Writer<A> {
         let (sender, receiver) = mpsc::channel(queue.max(1));
         let (alive_until_dropped, alive) = watch::channel(());
         let closing = Arc::new(Notify::new());
-        let task = Task::new(apply, session, receiver, Arc::clone(&closing));
+        let (settled, mut to_answer) = mpsc::unbounded_channel::<Settled<A>>();
+        let task = Task::new(apply, session, receiver, Arc::clone(&closing), settled);
+        // Those who wait are told by the runtime that they live on, while the writer goes on with the next batch.
+        tokio::spawn(async move {
+            while let Some(settled) = to_answer.recv().await {
+                settled.answer();
+            }
+            drop(alive_until_dropped);
+        });
         // A thread of its own: each statement is a hop to SQLite's thread and back, and on a busy runtime the way back
         // is a wait behind all tasks that are ready, several times a commit.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
-        let run = move |runtime: tokio::runtime::Runtime| {
-            runtime.block_on(task.run());
-            drop(alive_until_dropped);
-        };
         let started = runtime.and_then(|runtime| {
-            thread::Builder::new().name("callback-store".to_owned()).spawn(move || run(runtime)).map(drop)
+            let run = move || runtime.block_on(task.run());
+            thread::Builder::new().name("callback-store".to_owned()).spawn(run).map(drop)
         });
         started.map(|()| Self { queue: sender, closing, alive })
     }
 
     /// Queues a write; `done` is called once, with what became of it.
     ///
-    /// `done` is called on the writer's own thread, after `COMMIT` or a failure: it must be short, not block, and spawn
-    /// nothing without naming a runtime. The write is carried out whether or not anybody waits for it.
+    /// `done` is called in the order of the queue, on the runtime that started the writer, after `COMMIT` or a failure: it
+    /// must be short and not block. The write is carried out whether or not anybody waits for it. Should the runtime end
+    /// first, `done` is called with [`Unknown`](crate::WriteErrorKind::Unknown).
     ///
     /// # Errors
     ///

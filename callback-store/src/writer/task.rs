@@ -18,11 +18,34 @@ pub(super) struct Task<A: Apply> {
     session: Session,
     queue: mpsc::Receiver<Job<A>>,
     closing: Arc<Notify>,
+    settled: mpsc::UnboundedSender<Settled<A>>,
+}
+
+/// A batch that was stored, or not, and those who are to be told.
+pub(super) struct Settled<A: Apply> {
+    answers: Vec<Answer<A::Written>>,
+    result: Result<Vec<A::Written>, WriteError>,
+}
+
+impl<A: Apply> Settled<A> {
+    /// Tells everybody, in the order of the queue.
+    pub(super) fn answer(self) {
+        match self.result {
+            Ok(written) => self.answers.into_iter().zip(written).for_each(|(answer, written)| answer.give(Ok(written))),
+            Err(error) => self.answers.into_iter().for_each(|answer| answer.give(Err(error.clone()))),
+        }
+    }
 }
 
 impl<A: Apply> Task<A> {
-    pub(super) fn new(apply: A, session: Session, queue: mpsc::Receiver<Job<A>>, closing: Arc<Notify>) -> Self {
-        Self { apply, session, queue, closing }
+    pub(super) fn new(
+        apply: A,
+        session: Session,
+        queue: mpsc::Receiver<Job<A>>,
+        closing: Arc<Notify>,
+        settled: mpsc::UnboundedSender<Settled<A>>,
+    ) -> Self {
+        Self { apply, session, queue, closing, settled }
     }
 
     pub(super) async fn run(mut self) {
@@ -65,22 +88,19 @@ impl<A: Apply> Task<A> {
     async fn store_in_parts(&mut self, writes: Vec<A::Write>, answers: Vec<Answer<A::Written>>) {
         let mut parts = vec![(writes, answers)];
         while let Some((mut writes, mut answers)) = parts.pop() {
-            match self.store(&writes).await {
-                Ok(written) => {
-                    for (answer, written) in answers.into_iter().zip(written) {
-                        answer.give(Ok(written));
-                    }
-                }
+            let result = self.store(&writes).await;
+            match result {
                 Err(error) if error.is_of_one_write() && writes.len() > 1 => {
                     let half = writes.len() / 2;
                     parts.push((writes.split_off(half), answers.split_off(half)));
                     parts.push((writes, answers));
                 }
-                Err(error) => {
-                    tracing::debug!(?error, writes = writes.len(), "a batch failed");
-                    for answer in answers {
-                        answer.give(Err(error.clone()));
+                result => {
+                    if let Err(error) = &result {
+                        tracing::debug!(?error, writes = writes.len(), "a batch failed");
                     }
+                    // Without a runtime nobody is left to be told.
+                    let _ = self.settled.send(Settled { answers, result });
                 }
             }
         }
