@@ -10,6 +10,7 @@ use std::thread;
 use sqlx::SqliteConnection;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tracing::Instrument;
 
 use self::answer::Answer;
 pub(crate) use self::session::Session;
@@ -74,7 +75,12 @@ impl<A: Apply> Writer<A> {
         // is a wait behind all tasks that are ready, several times a commit.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
         let started = runtime.and_then(|runtime| {
-            let run = move || runtime.block_on(task.run());
+            let subscriber = tracing::dispatcher::get_default(Clone::clone);
+            let run = move || {
+                tracing::dispatcher::with_default(&subscriber, || {
+                    runtime.block_on(task.run().instrument(tracing::debug_span!("callback-store writer")));
+                });
+            };
             thread::Builder::new().name("callback-store".to_owned()).spawn(run).map(drop)
         });
         started.map(|()| Self { queue: sender, closing, alive })

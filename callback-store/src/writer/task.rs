@@ -54,6 +54,8 @@ impl<A: Apply> Task<A> {
             tokio::select! {
                 biased;
                 () = self.closing.notified() => self.queue.close(),
+                // Without a runtime nobody is left to be told.
+                () = self.settled.closed(), if !self.queue.is_closed() => self.queue.close(),
                 taken = self.queue.recv_many(&mut jobs, BATCH) => match taken {
                     0 => break,
                     _ => self.settle(jobs.drain(..)).await,
@@ -99,7 +101,6 @@ impl<A: Apply> Task<A> {
                     if let Err(error) = &result {
                         tracing::debug!(?error, writes = writes.len(), "a batch failed");
                     }
-                    // Without a runtime nobody is left to be told.
                     let _ = self.settled.send(Settled { answers, result });
                 }
             }

@@ -33,8 +33,6 @@ fn a_connection_lost_in_commit_is_unknown_and_the_writer_opens_another() {
     let killer = Killer { armed: Arc::clone(&armed) };
     let _default = tracing::subscriber::set_default(tracing_subscriber::registry().with(killer));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let span = tracing::info_span!("test");
-    let _entered = span.enter();
     runtime.block_on(async {
         let notes = Notes::open().await;
         let (writer, _) = notes.writer(10).await;
@@ -55,7 +53,7 @@ fn a_connection_lost_in_commit_is_unknown_and_the_writer_opens_another() {
 fn every_write_is_answered_when_the_runtime_ends() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (sender, answers) = mpsc::channel();
-    let notes = runtime.block_on(async {
+    let (notes, go_on) = runtime.block_on(async {
         let notes = Notes::open().await;
         let (writer, _) = notes.writer(10).await;
         let (hold, entered, go_on) = Write::hold();
@@ -63,10 +61,10 @@ fn every_write_is_answered_when_the_runtime_ends() {
         writer.submit(hold, move |result| done.send(result).unwrap()).unwrap();
         entered.await.unwrap();
         writer.submit(Write::Note(1), move |result| sender.send(result).unwrap()).unwrap();
-        std::mem::forget(go_on);
-        notes
+        (notes, go_on)
     });
     drop(runtime);
+    go_on.send(()).unwrap();
     let kinds: Vec<_> = answers.iter().map(|result| result.unwrap_err().kind()).collect();
     assert_eq!(kinds, [Unknown, Unknown]);
     drop(notes);
@@ -82,6 +80,10 @@ fn a_writer_whose_runtime_has_ended_is_closed() {
         (writer, notes)
     });
     drop(runtime);
+    // The writer's thread sees it when it gets its turn.
+    while writer.submit(Write::Note(1), drop).is_ok() {
+        std::thread::yield_now();
+    }
     assert_eq!(writer.submit(Write::Note(1), drop), Err(callback_store::SubmitError::Closed));
     drop(notes);
 }
