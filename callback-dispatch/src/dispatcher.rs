@@ -18,10 +18,13 @@ use std::{
 };
 use tokio::{
     runtime,
-    sync::Notify,
+    sync::{Notify, Semaphore},
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// How long what is left after the grace, and each sink, may take to end.
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Accepts work durably, runs it, and delivers its result. Cheap to clone.
 ///
@@ -76,6 +79,8 @@ impl Dispatcher {
             source: "/".to_owned(),
             body_limit: 1 << 20,
             memory: 64 << 20,
+            accepting: 64 << 20,
+            in_flight: 512,
             clock: Arc::new(SystemClock),
         }
     }
@@ -107,7 +112,7 @@ impl Dispatcher {
     /// When the outbox cannot be read.
     pub async fn task(&self, id: TaskId) -> Result<Option<Task>, OutboxError> {
         let row = self.engine().store.find(id).await?.filter(|row| row.work.is_some());
-        Ok(row.map(|row| Task::new(Arc::new(row), self.engine().has_in_hand(id), Arc::clone(self.engine()))))
+        Ok(row.map(|row| Task::looked_up(Arc::new(row), self.engine().has_in_hand(id), Arc::clone(self.engine()))))
     }
 
     /// Waits until a task is over; none if there is no such task. Resolves early when the dispatcher closes.
@@ -193,7 +198,8 @@ impl Dispatcher {
 
     /// Closes: no new work is taken, what is in flight ends within `grace`, the rest stays stored for the next start.
     ///
-    /// Sinks and outbox are closed too. Idempotent.
+    /// Sinks and outbox are closed too, each sink within 5 s; a sink that several dispatchers share is closed for all of
+    /// them. Idempotent.
     pub async fn close(&self, grace: Duration) {
         let engine = self.engine();
         engine.closing.cancel();
@@ -201,12 +207,21 @@ impl Dispatcher {
         if timeout(grace, engine.tasks.wait()).await.is_err() {
             engine.closed.cancel();
             // What is left gives its rows back to the store.
-            let _ = timeout(Duration::from_secs(5), engine.tasks.wait()).await;
+            let _ = timeout(CLOSE_LIMIT, engine.tasks.wait()).await;
         }
         engine.closed.cancel();
+        let mut closed = Vec::new();
         for sink in engine.sinks.values() {
-            if let Err(error) = sink.close().await {
-                tracing::error!(error = error.chain(), "a sink could not settle everything");
+            // A sink of several schemes is closed once.
+            let this = Arc::as_ptr(sink).addr();
+            if closed.contains(&this) {
+                continue;
+            }
+            closed.push(this);
+            match timeout(CLOSE_LIMIT, sink.close()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(error = error.chain(), "a sink could not settle everything"),
+                Err(_elapsed) => tracing::error!(?sink, "a sink did not close in time"),
             }
         }
         engine.store.close().await;
@@ -237,6 +252,8 @@ pub struct DispatcherBuilder {
     source: String,
     body_limit: usize,
     memory: usize,
+    accepting: usize,
+    in_flight: usize,
     clock: Arc<dyn Clock>,
 }
 
@@ -291,9 +308,24 @@ impl DispatcherBuilder {
         self
     }
 
+    /// Limits the attempts that are made at once, over all lanes. Default 512; 0 counts as 1.
+    pub const fn in_flight(mut self, attempts: usize) -> Self {
+        self.in_flight = attempts;
+        self
+    }
+
     /// Limits what waits in memory, in bytes; the rest waits in the store. Default 64 MiB.
     pub const fn memory_limit(mut self, bytes: usize) -> Self {
         self.memory = bytes;
+        self
+    }
+
+    /// Limits what waits to be stored for the first time, in bytes. Default 64 MiB; 0 counts as 1.
+    ///
+    /// What comes beyond it is refused as [`Overloaded`](AcceptError::Overloaded): a store that is slow or stuck is not
+    /// answered with memory.
+    pub const fn accept_limit(mut self, bytes: usize) -> Self {
+        self.accepting = if bytes == 0 { 1 } else { bytes };
         self
     }
 
@@ -333,6 +365,9 @@ impl DispatcherBuilder {
             body_limit: self.body_limit,
             lanes: Lanes::new(self.lane, self.lanes, &wake),
             memory: Pool::waking(self.memory, &wake),
+            accepting: Pool::waking(self.accepting, &wake),
+            attempts: Semaphore::new(self.in_flight.clamp(1, Semaphore::MAX_PERMITS)),
+            suspects: Semaphore::new(1),
             state: Mutex::default(),
             wake,
             behind: AtomicBool::new(true),

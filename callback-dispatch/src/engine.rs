@@ -8,7 +8,7 @@ use crate::{
     AcceptError, Clock, Event, Handler, Interrupted, OutboxError, Work, WorkerError,
     clock::Micros,
     lane::{Lanes, OpenLane, Pool, Slot},
-    outbox::{Full, Store, Write, Written},
+    outbox::{NotQueued, Store, Write, Written},
     row::{Request, Row, Stage, Stored},
 };
 use callback_core::{Acknowledgment, Dsn, DsnError, Keys, Message, MessageId, Schedule, Sink, TaskId};
@@ -51,6 +51,12 @@ pub(crate) struct Engine {
     pub(crate) wake: Arc<Notify>,
     /// Whether something due may be in the store that nobody holds.
     pub(crate) behind: AtomicBool,
+    /// Attempts over all lanes.
+    pub(crate) attempts: Semaphore,
+    /// Bytes of rows that wait to be stored for the first time.
+    pub(crate) accepting: Arc<Pool>,
+    /// Those who may have taken a process down run one at a time, so that none is blamed for another.
+    pub(crate) suspects: Semaphore,
     /// No new work, no new run, no new attempt.
     pub(crate) closing: CancellationToken,
     /// Runs and attempts in flight end.
@@ -228,27 +234,33 @@ impl Engine {
         if self.closing.is_cancelled() {
             return Err(AcceptError::Closed);
         }
+        let overloaded = AcceptError::Overloaded { retry_after: OVERLOADED };
+        let Some(waiting) = self.accepting.take(row.size()) else { return Err(overloaded) };
         let place = self.reserve(&row);
         row.held = place.is_some();
         let row = Arc::new(row);
         let (sender, receiver) = oneshot::channel();
         let (engine, stored) = (Arc::clone(self), Arc::clone(&row));
         // The hand-over happens where the commit is known, so that a caller who gives up loses nothing.
-        let done = Box::new(move |result: Result<Written, OutboxError>| match result {
-            Ok(_) => {
-                engine.hand_over(stored, place);
-                let _ = sender.send(Ok(()));
+        let done = Box::new(move |result: Result<Written, OutboxError>| {
+            drop(waiting);
+            match result {
+                Ok(_) => {
+                    engine.hand_over(stored, place);
+                    let _ = sender.send(Ok(()));
+                }
+                Err(error) if error.is_unknown() => {
+                    let tasks = engine.tasks.clone();
+                    let runtime = engine.runtime.clone();
+                    tasks.spawn_on(async move { sender.send(engine.ask(stored, place, error).await) }, &runtime);
+                }
+                Err(error) => _ = sender.send(Err(AcceptError::Outbox(error))),
             }
-            Err(error) if error.is_unknown() => {
-                let tasks = engine.tasks.clone();
-                let runtime = engine.runtime.clone();
-                tasks.spawn_on(async move { sender.send(engine.ask(stored, place, error).await) }, &runtime);
-            }
-            Err(error) => _ = sender.send(Err(AcceptError::Outbox(error))),
         });
-        self.store
-            .submit(Write::Insert(row), done)
-            .map_err(|Full| AcceptError::Overloaded { retry_after: OVERLOADED })?;
+        self.store.submit(Write::Insert(row), done).map_err(|refused| match refused {
+            NotQueued::Full => overloaded,
+            NotQueued::Closed => AcceptError::Closed,
+        })?;
         let closed = || Err(AcceptError::Outbox(OutboxError::unknown("the outbox was closed")));
         receiver.await.unwrap_or_else(|_| closed())
     }
@@ -262,7 +274,18 @@ impl Engine {
                     self.hand_over(row, place);
                     return Ok(());
                 }
-                Ok(None) => return Err(AcceptError::Outbox(OutboxError::not_stored(error))),
+                // What a failed commit left in the log may yet be found by a recovery: only after a later commit is it
+                // known to be gone, and if it comes back before that, it comes back cancelled.
+                Ok(None) => {
+                    let cancel = Write::Cancel { id: row.id, now: self.now() };
+                    if crate::outbox::write(&*self.store, cancel).await.is_ok() {
+                        return Err(AcceptError::Outbox(OutboxError::not_stored(error)));
+                    }
+                    if Instant::now() >= until {
+                        return Err(AcceptError::Outbox(error));
+                    }
+                    sleep(Duration::from_millis(100)).await;
+                }
                 Err(_) if Instant::now() < until => sleep(Duration::from_millis(100)).await,
                 Err(_) => return Err(AcceptError::Outbox(error)),
             }

@@ -11,6 +11,9 @@ pub enum AcceptError {
     /// The dispatcher is closing.
     #[error("the dispatcher is closed")]
     Closed,
+    /// The task that was to publish is over.
+    #[error("the task is over")]
+    Ended,
     /// The Dsn cannot be used.
     #[error(transparent)]
     Dsn(#[from] DsnError),

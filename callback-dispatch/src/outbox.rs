@@ -50,7 +50,7 @@ pub(crate) trait Store: fmt::Debug + Send + Sync + 'static {
     async fn start(&self) -> Result<(), OutboxError>;
 
     /// Queues a write. `done` is called once, when it is stored or has failed, whatever becomes of the caller.
-    fn submit(&self, write: Write, done: Done) -> Result<(), Full>;
+    fn submit(&self, write: Write, done: Done) -> Result<(), NotQueued>;
 
     /// When the next row that nobody holds is due, after `after`.
     async fn next_due(&self, after: Micros) -> Result<Option<Micros>, OutboxError>;
@@ -79,7 +79,12 @@ pub(crate) type Done = Box<dyn FnOnce(Result<Written, OutboxError>) + Send>;
 pub(crate) async fn write(store: &dyn Store, write: Write) -> Result<Written, OutboxError> {
     let (sender, receiver) = oneshot::channel();
     let done = Box::new(move |result| drop(sender.send(result)));
-    store.submit(write, done).map_err(|Full| OutboxError::not_stored("too many writes are waiting"))?;
+    store.submit(write, done).map_err(|refused| {
+        OutboxError::not_stored(match refused {
+            NotQueued::Full => "too many writes are waiting",
+            NotQueued::Closed => "the outbox is closed",
+        })
+    })?;
     receiver.await.unwrap_or_else(|_| Err(OutboxError::unknown("the outbox was closed")))
 }
 
@@ -142,9 +147,12 @@ pub(crate) enum Written {
     Claimed(Vec<Row>),
 }
 
-/// The queue of writes is full, or the outbox closed.
-#[derive(Debug)]
-pub(crate) struct Full;
+/// Why a write was not queued.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum NotQueued {
+    Closed,
+    Full,
+}
 
 /// An outbox that did not do what was asked.
 #[derive(Clone)]

@@ -41,6 +41,8 @@ impl Outcome {
     }
 
     /// The work is done elsewhere: [`Dispatcher::complete`](crate::Dispatcher::complete) will end the task.
+    ///
+    /// Its time limit ends with the run: a task that nobody completes or cancels stays.
     #[must_use]
     pub fn deferred() -> Self {
         Self { kind: OutcomeKind::Deferred, payload: Payload::from(""), event_type: None }

@@ -10,12 +10,14 @@ use callback_core::{MessageId, Payload, TaskId};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::{
-    fmt, mem,
+    fmt,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
 /// One accepted task: what its handler gets, and what is known of it later. Cheap to clone.
+///
+/// Whoever keeps it keeps the dispatcher's engine, and so its outbox, until the dispatcher is closed.
 #[derive(Clone)]
 pub struct Task(Arc<Inner>);
 
@@ -23,7 +25,8 @@ struct Inner {
     row: Arc<Row>,
     state: TaskState,
     outcome: Option<Outcome>,
-    published: Mutex<Vec<Arc<Row>>>,
+    /// None once the outcome is on its way, and for a task that was looked up.
+    published: Mutex<Option<Vec<Arc<Row>>>>,
     engine: Arc<Engine>,
 }
 
@@ -59,7 +62,17 @@ impl TaskState {
 }
 
 impl Task {
-    pub(crate) fn new(row: Arc<Row>, is_running: bool, engine: Arc<Engine>) -> Self {
+    /// What a handler gets.
+    pub(crate) fn of_run(row: Arc<Row>, engine: Arc<Engine>) -> Self {
+        Self::new(row, true, Some(Vec::new()), engine)
+    }
+
+    /// What is known of a task.
+    pub(crate) fn looked_up(row: Arc<Row>, is_running: bool, engine: Arc<Engine>) -> Self {
+        Self::new(row, is_running, None, engine)
+    }
+
+    fn new(row: Arc<Row>, is_running: bool, published: Option<Vec<Arc<Row>>>, engine: Arc<Engine>) -> Self {
         let state = match row.stage {
             Stage::Accepted if !is_running => TaskState::Accepted,
             Stage::Accepted | Stage::Started | Stage::Deferred => TaskState::Running,
@@ -74,7 +87,7 @@ impl Task {
             payload: stored.message.payload().clone(),
             event_type: Some(stored.message.event_type().to_owned()),
         });
-        Self(Arc::new(Inner { row, state, outcome, published: Mutex::default(), engine }))
+        Self(Arc::new(Inner { row, state, outcome, published: Mutex::new(published), engine }))
     }
 
     /// The task's id.
@@ -142,7 +155,7 @@ impl Task {
         self.0.state
     }
 
-    /// Which run this is, from 1: one more than the processes that died with it in hand.
+    /// Which run this may be, from 1: one more than the processes that died with it in hand, begun or not.
     #[must_use]
     pub fn runs(&self) -> u32 {
         self.0.row.starts.saturating_add(1)
@@ -162,15 +175,17 @@ impl Task {
 
     /// Publishes an event with the outcome: stored in the same transaction, or not at all.
     ///
-    /// A run that is repeated publishes again, but only the run whose outcome is stored has its events sent. What is
-    /// published after the outcome was stored is not sent.
+    /// A run that is repeated publishes again, but only the run whose outcome is stored has its events sent; that outcome
+    /// may be a failure.
     ///
     /// # Errors
-    /// When the event could never be sent: its Dsn, size, or attributes.
+    /// [`AcceptError::Ended`] outside of the run: once the handler has returned, or on a task that was looked up. Else
+    /// when the event could never be sent: its Dsn, size, or attributes.
     pub fn publish(&self, event: Event) -> Result<MessageId, AcceptError> {
         let row = self.0.engine.event_row(event)?;
         let id = row.id.into();
-        self.0.published.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::new(row));
+        let mut published = self.0.published.lock().unwrap_or_else(PoisonError::into_inner);
+        published.as_mut().ok_or(AcceptError::Ended)?.push(Arc::new(row));
         Ok(id)
     }
 
@@ -179,7 +194,7 @@ impl Task {
     }
 
     pub(crate) fn take_published(&self) -> Vec<Arc<Row>> {
-        mem::take(&mut *self.0.published.lock().unwrap_or_else(PoisonError::into_inner))
+        self.0.published.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default()
     }
 }
 

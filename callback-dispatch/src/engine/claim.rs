@@ -3,7 +3,7 @@
 use super::{Engine, OpenLane, Place};
 use crate::{
     clock::Micros,
-    outbox::{Claim, Full, Write, Written},
+    outbox::{Claim, Write, Written},
     row::Row,
 };
 use std::{
@@ -99,7 +99,7 @@ impl Engine {
             let _ = sender.send(claimed);
         });
         let claim = Claim { now, limit: CLAIM, workers, full };
-        self.store.submit(Write::Claim(claim), done).map_err(|Full| ())?;
+        self.store.submit(Write::Claim(claim), done).map_err(drop)?;
         let claimed = receiver.await.unwrap_or(Err(()))?;
         if claimed == CLAIM {
             // There may be more, and nothing else needs to happen before it is taken.

@@ -17,9 +17,10 @@ impl Engine {
     /// Makes one attempt and stores what follows from it.
     pub(super) async fn deliver(self: &Arc<Self>, row: Arc<Row>, place: Place, cancelled: Option<&CancellationToken>) {
         let (Some(result), Some(lane)) = (&row.result, place.lane.clone()) else { return };
+        let permits = async { lane.attempts.acquire().await.ok().zip(self.attempts.acquire().await.ok()) };
         let permit = tokio::select! {
             biased;
-            permit = lane.attempts.acquire() => permit.ok(),
+            permits = permits => permits,
             // A closing dispatcher still delivers what it has in hand, but waits for no permit.
             () = self.closing.cancelled() => None,
         };

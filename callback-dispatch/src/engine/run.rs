@@ -2,7 +2,7 @@
 
 use super::{Engine, Place, WorkerEntry};
 use crate::{
-    EndError, Failure, Outcome, Task,
+    EndError, Failure, Interrupted, Outcome, Task,
     outbox::{Settle, Write},
     outcome::OutcomeKind,
     row::{Row, Stage, Stored},
@@ -30,22 +30,31 @@ impl Engine {
             self.release(row).await;
             return None;
         };
-        let permit = tokio::select! {
+        let interrupted = row.work.as_ref().and_then(|work| work.context.interrupted).unwrap_or(worker.interrupted);
+        let begin = state::begin(row.stage, row.starts, interrupted);
+        let permits = async {
+            // A suspect waits for its turn before it takes a run from the others.
+            let alone = match (begin, interrupted) {
+                (Begin::MarkThenRun, Interrupted::RunAgain) => self.suspects.acquire().await.ok(),
+                _ => None,
+            };
+            (alone, worker.runs.acquire().await.ok())
+        };
+        let permits = tokio::select! {
             biased;
             () = cancelled.cancelled() => return None,
-            () = self.closing.cancelled() => Err(()),
-            permit = worker.runs.acquire() => permit.map_err(drop),
+            () = self.closing.cancelled() => None,
+            permits = permits => Some(permits),
         };
-        let Ok(permit) = permit else {
+        let Some(permits) = permits else {
             self.release(row).await;
             return None;
         };
 
-        let interrupted = row.work.as_ref().and_then(|work| work.context.interrupted).unwrap_or(worker.interrupted);
-        let task = Task::new(Arc::clone(row), true, Arc::clone(self));
-        let outcome = match state::begin(row.stage, row.starts, interrupted) {
+        let task = Task::of_run(Arc::clone(row), Arc::clone(self));
+        let outcome = match begin {
             Begin::Report => self.words(&worker, &task, &Failure::Interrupted),
-            begin => {
+            Begin::Run | Begin::MarkThenRun => {
                 if begin == Begin::MarkThenRun && !self.persist(self.settle(row, Stage::Started, true)).await {
                     return None;
                 }
@@ -55,8 +64,10 @@ impl Engine {
                     () = self.closed.cancelled() => {
                         // What may run again is given back; what may not keeps its mark, and is reported.
                         tracing::warn!(task = %row.id, "the dispatcher closed before the work was done");
-                        if begin == Begin::Run {
-                            self.release(row).await;
+                        match (begin, interrupted) {
+                            (Begin::Run, _) => self.release(row).await,
+                            (_, Interrupted::RunAgain) => self.take_mark_off(row).await,
+                            (_, Interrupted::Report) => {}
                         }
                         return None;
                     }
@@ -64,7 +75,7 @@ impl Engine {
                 }
             }
         };
-        drop(permit);
+        drop(permits);
         self.store_outcome(row, &worker, &task, outcome, place).await
     }
 
@@ -108,12 +119,13 @@ impl Engine {
         let result = self.shape(row, outcome).or_else(|unfit| {
             let failure = Failure::from(unfit);
             tracing::warn!(task = %row.id, %failure, "an outcome cannot be sent");
-            self.shape(row, self.words(worker, task, &failure)).or_else(|_| self.shape(row, failure.to_outcome()))
+            // Words for a failure are short, and say what the limit is: it is not for them.
+            self.message(row, self.words(worker, task, &failure)).or_else(|_| self.message(row, failure.to_outcome()))
         });
         let result = match result {
             Ok(result) => Arc::new(result),
             Err(unfit) => {
-                // The engine's own words fit every limit that a result can have.
+                // The engine's own words can be sent.
                 tracing::error!(task = %row.id, failure = %Failure::from(unfit), "no outcome can be sent");
                 return None;
             }
@@ -146,6 +158,10 @@ impl Engine {
         if outcome.payload.body().len() > self.body_limit {
             return Err(Unfit::TooLarge { limit: self.body_limit });
         }
+        self.message(row, outcome)
+    }
+
+    fn message(&self, row: &Row, outcome: Outcome) -> Result<Stored, Unfit> {
         let failed = outcome.is_failed();
         let mut message = Message::builder(outcome.event_type())
             .id(row.id.into())
@@ -179,6 +195,12 @@ impl Engine {
             now: self.now(),
             failed: None,
         })
+    }
+
+    /// Gives a row back to the store whose run was ended, but not by a crash.
+    async fn take_mark_off(&self, row: &Row) {
+        let marked = Row { stage: Stage::Started, ..Row::clone(row) };
+        self.persist(self.settle(&marked, Stage::Accepted, false)).await;
     }
 
     /// Gives a row back to the store: somebody will claim it.

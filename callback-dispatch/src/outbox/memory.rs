@@ -1,6 +1,6 @@
 //! An outbox that lives and dies with the process.
 
-use super::{Claim, Done, Erase, Erased, Full, Outbox, OutboxError, Settle, Store, Write, Written};
+use super::{Claim, Done, Erase, Erased, NotQueued, Outbox, OutboxError, Settle, Store, Write, Written};
 use crate::{
     clock::Micros,
     dead_letter::{DeadLetter, DeadLetterQuery},
@@ -215,7 +215,7 @@ impl Store for MemoryOutbox {
         Ok(())
     }
 
-    fn submit(&self, write: Write, done: Done) -> Result<(), Full> {
+    fn submit(&self, write: Write, done: Done) -> Result<(), NotQueued> {
         let written = self.state().apply(write);
         done(Ok(written));
         Ok(())

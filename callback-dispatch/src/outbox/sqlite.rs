@@ -3,7 +3,7 @@
 mod apply;
 mod read;
 
-use super::{Done, Erase, Erased, Full, Outbox, OutboxError, Store, Write, Written};
+use super::{Done, Erase, Erased, NotQueued, Outbox, OutboxError, Store, Write, Written};
 use crate::{
     clock::Micros,
     dead_letter::{DeadLetter, DeadLetterQuery},
@@ -33,7 +33,7 @@ struct Inner {
     lock: Mutex<Option<Lock>>,
 }
 
-/// More than can wait: what a dispatcher has in hand is bounded, and what it accepts is too.
+/// More than can wait: what a dispatcher has in hand, and what it accepts, is bounded in bytes.
 const QUEUE: usize = 1 << 17;
 
 const SCHEMA: &[(i64, &str, &str)] = &[(1, "outbox", include_str!("sqlite/schema.sql"))];
@@ -75,10 +75,11 @@ impl Store for SqliteOutbox {
         Ok(())
     }
 
-    fn submit(&self, write: Write, done: Done) -> Result<(), Full> {
+    fn submit(&self, write: Write, done: Done) -> Result<(), NotQueued> {
         let done = |result: Result<Written, WriteError>| done(result.map_err(OutboxError::from));
         self.0.writer.submit(write, done).map_err(|error| match error {
-            SubmitError::Full | SubmitError::Closed | _ => Full,
+            SubmitError::Full => NotQueued::Full,
+            _ => NotQueued::Closed,
         })
     }
 

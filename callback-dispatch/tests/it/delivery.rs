@@ -1,8 +1,8 @@
 //! Accepted, run, stored, delivered: what arrives, and what the handler sees.
 
-use crate::support::{Home, dsn, echo, ended, start, task};
+use crate::support::{Home, accept, dsn, echo, ended, event, start, task};
 use callback_core::{MemorySink, Payload, TaskId};
-use callback_dispatch::{Dispatcher, Event, Interrupted, Outcome, Task, TaskState, Work};
+use callback_dispatch::{AcceptError, Dispatcher, Event, Interrupted, Outcome, Task, TaskState, Work};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -166,5 +166,24 @@ async fn what_a_handler_publishes_goes_out_with_its_outcome(home: Home) {
         let message = sink.next("audit").await.message;
         assert_eq!(outcome.payload(), &Payload::from(json!(message.id().as_str())));
         assert_eq!(&message.body()[..], b"\"event\"");
+    }
+}
+
+#[tokio::test]
+async fn what_is_published_outside_of_the_run_is_refused() {
+    let home = Home::memory();
+    let dispatcher = start(home.builder().await.sink(MemorySink::new())).await;
+    let (sender, mut tasks) = mpsc::unbounded_channel();
+    let handler = move |task: Task| {
+        let sent = sender.send(task);
+        async move { sent.map(|()| json!(1)).map_err(|_| json!(2)) }
+    };
+    let worker = dispatcher.worker("keeps", Interrupted::RunAgain).run(handler).expect("registered");
+    let id = accept(&worker, "x", "memory://results").await;
+    let kept = tasks.recv().await.expect("run");
+    let looked_up = ended(&dispatcher, id).await;
+    for task in [kept, looked_up] {
+        let published = task.publish(event("memory://results", json!(3)));
+        assert!(matches!(published, Err(AcceptError::Ended)), "{published:?}");
     }
 }

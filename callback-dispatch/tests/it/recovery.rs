@@ -14,6 +14,7 @@ over_lives_on_each_outbox!(
     what_waited_for_a_retry_goes_on_counting,
     work_of_a_missing_worker_waits_for_it,
     what_is_left_unfinished_three_times_is_reported,
+    suspects_run_one_at_a_time_so_that_no_other_is_blamed,
     what_must_not_run_again_is_reported,
     what_had_not_begun_is_run_though_it_may_run_but_once,
     a_task_may_say_itself_what_becomes_of_it,
@@ -253,6 +254,41 @@ fn what_is_left_unfinished_three_times_is_reported(home: &Home) {
         gate.open(1);
         accept(&worker, "next", "memory://results").await;
         assert_eq!(sink.next("results").await.message.json::<Value>().expect("JSON"), "next");
+    });
+}
+
+fn suspects_run_one_at_a_time_so_that_no_other_is_blamed(home: &Home) {
+    // Three lives end while four tasks are in hand: all four are suspects then.
+    for life in 1..=3 {
+        killed(async {
+            let (sender, mut tasks) = mpsc::unbounded_channel();
+            let dispatcher = start(home.builder().await.sink(MemorySink::new())).await;
+            let handler = move |task: Task| {
+                let _ = sender.send(task.runs());
+                pending::<Outcome>()
+            };
+            let worker = dispatcher.worker("crowd", Interrupted::RunAgain).run(handler).expect("registered");
+            if life == 1 {
+                for number in 0..4 {
+                    accept(&worker, number, "memory://results").await;
+                }
+            }
+            // In the third life only the one that runs alone has begun.
+            for _ in 0..if life == 3 { 1 } else { 4 } {
+                assert_eq!(tasks.recv().await, Some(life));
+            }
+            ((), (dispatcher, worker))
+        });
+    }
+    lived(async {
+        let sink = MemorySink::new();
+        let dispatcher = start(home.builder().await.sink(sink.clone())).await;
+        let _worker = dispatcher.worker("crowd", Interrupted::RunAgain).run(echo).expect("registered");
+        let mut interrupted = 0;
+        for _ in 0..4 {
+            interrupted += usize::from(sink.next("results").await.message.event_type() == "callback.task.failed");
+        }
+        assert_eq!(interrupted, 1, "the one that ran when the process ended");
     });
 }
 

@@ -151,6 +151,22 @@ async fn while_another_process_has_the_database_locked_nothing_is_accepted() {
     watch.assert_nobody();
 }
 
+#[tokio::test]
+async fn a_stuck_store_is_answered_with_overload_not_with_memory() {
+    let home = Home::sqlite();
+    let dispatcher = start(home.builder().await.accept_limit(10_000)).await;
+    let worker = dispatcher.worker("echo", Interrupted::RunAgain).run(echo).expect("registered");
+    let mut stranger = home.stranger().await;
+    let lock = stranger.begin_with("BEGIN IMMEDIATE").await.expect("locked");
+    let large = || Work::new(Value::from("x".repeat(20_000)));
+    let mut first = Box::pin(worker.accept(large()));
+    assert!(futures_util::poll!(&mut first).is_pending(), "it waits to be stored");
+    assert!(matches!(worker.accept(large()).await, Err(AcceptError::Overloaded { .. })));
+    lock.rollback().await.expect("unlocked");
+    in_time(first).await.expect("accepted");
+    worker.accept(large()).await.expect("there is room again");
+}
+
 /// Set in the process whose files cannot grow.
 #[cfg(unix)]
 const SMALL_DISK: &str = "CALLBACK_TEST_SMALL_DISK";

@@ -8,7 +8,7 @@ use crate::{
 };
 use callback_core::{Destination, Dsn, TaskId};
 use callback_store::{Apply, Batched};
-use sqlx::{Arguments, Error, SqliteConnection, query, query_scalar, query_with, sqlite::SqliteArguments};
+use sqlx::{Arguments, Error, Row as _, SqliteConnection, query, query_scalar, query_with, sqlite::SqliteArguments};
 use std::sync::Arc;
 
 /// The full lanes are left out in the statement, so that their rows are passed over without being read.
@@ -214,7 +214,11 @@ impl Rows {
             .iter()
             .filter_map(|line| {
                 // One unreadable row, of a newer version perhaps, must not keep the others back. It stays held.
-                read::row(line).inspect_err(|error| tracing::error!(%error, "a stored row cannot be read")).ok()
+                let unreadable = |error: &Error| {
+                    let id = line.try_get("id").map(read::hex).unwrap_or_default();
+                    tracing::error!(id, %error, "a stored row cannot be read");
+                };
+                read::row(line).inspect_err(unreadable).ok()
             })
             .collect::<Vec<Row>>();
         rows.sort_by_key(|row| (row.due, row.id));

@@ -62,14 +62,22 @@ async fn letters(pool: &SqlitePool, rows: &[SqliteRow]) -> Result<Vec<DeadLetter
     let mut letters = Vec::with_capacity(rows.len());
     for line in rows {
         let since = Micros(line.try_get("ended_at")?).to_system();
-        let Row { id, dsn: Some(dsn), result: Some(result), .. } = row(line)? else { continue };
+        let row = match row(line) {
+            Ok(row) => row,
+            Err(error) => {
+                // One unreadable letter, of a newer version perhaps, must not hide the others.
+                tracing::error!(id = hex(line.try_get("id")?), %error, "a stored row cannot be read");
+                continue;
+            }
+        };
+        let Row { id, dsn: Some(dsn), result: Some(result), .. } = row else { continue };
         let attempts = attempts.remove(&id).unwrap_or_default().into_iter().map(Into::into).collect();
         letters.push(DeadLetter { id, dsn, message: result.message.clone(), since, attempts });
     }
     Ok(letters)
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

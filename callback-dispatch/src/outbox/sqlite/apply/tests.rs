@@ -2,7 +2,7 @@
 
 use super::{super::SCHEMA, *};
 use callback_store::{Database, Migrations};
-use sqlx::{AssertSqlSafe, Row as _, SqlitePool};
+use sqlx::{AssertSqlSafe, SqlitePool};
 use tempfile::TempDir;
 
 /// The sizes in which statements are prepared.
