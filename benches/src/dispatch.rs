@@ -5,7 +5,7 @@ use crate::{
     bare::{Bare, take_one},
     receiver::{Arrivals, Receiver},
     report::{Bar, Report},
-    system,
+    system::{self, Processors},
 };
 use bytes::Bytes;
 use callback_core::{Attempt, BoxError, Dsn, Message, Payload, Policy, Rule, Signer, Sink};
@@ -91,10 +91,10 @@ pub(crate) fn run(setting: &Setting, report: &mut Report) -> Result<(), BoxError
 }
 
 async fn measure(setting: &Setting, report: &mut Report) -> Result<(), BoxError> {
+    let processors = Processors::now();
     let bench = Bench::new(setting)?;
     let synced = system::fdatasync(&setting.folder)?;
     report.figure("fdatasync_p50", milliseconds(synced), "ms", Bar::None);
-    report.figure("load_before", system::load().unwrap_or(f64::NAN), "-", Bar::None);
 
     let bare_rate = bench.calibrate(Contender::Bare).await?;
     let mut task_rate = 0.0;
@@ -110,7 +110,8 @@ async fn measure(setting: &Setting, report: &mut Report) -> Result<(), BoxError>
     report.figure("ack_half_rate_p50", milliseconds(percentile(&half, 0.50)), "ms", Bar::None);
     report.figure("ack_half_rate_p99", milliseconds(percentile(&half, 0.99)), "ms", Bar::None);
     report.figure("resident", system::resident().unwrap_or(f64::NAN), "MiB", Bar::None);
-    report.figure("load_after", system::load().unwrap_or(f64::NAN), "-", Bar::None);
+    let others = processors.and_then(|processors| processors.used_by_others());
+    report.figure("others_cpu", others.unwrap_or(f64::NAN), "%", Bar::None);
     Ok(())
 }
 

@@ -35,11 +35,38 @@ pub(crate) fn processor_time() -> Option<Duration> {
     // The fields after the name, which may hold anything, begin with the third; user time is the 14th, system time the 15th.
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
     let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-    // Linux counts it in hundredths of a second on all machines that the project knows.
-    Some(Duration::from_millis((user + system) * 10))
+    Some(ticks(user + system))
 }
 
-/// How many processes wanted to run in the last minute.
-pub(crate) fn load() -> Option<f64> {
-    fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()
+/// The time of all processors since the machine started.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Processors {
+    busy: Duration,
+    all: Duration,
+    own: Duration,
+}
+
+impl Processors {
+    pub(crate) fn now() -> Option<Self> {
+        let stat = fs::read_to_string("/proc/stat").ok()?;
+        let fields = stat.lines().next()?.split_whitespace().skip(1);
+        // User, nice, system, idle, waiting for a disk, two kinds of interrupts; what follows is in these, or stolen.
+        let times: Vec<u64> = fields.take(7).map(|field| field.parse().ok()).collect::<Option<_>>()?;
+        let [user, nice, system, idle, waiting, hard, soft] = times[..] else { return None };
+        let busy = user + nice + system + hard + soft;
+        Some(Self { busy: ticks(busy), all: ticks(busy + idle + waiting), own: processor_time()? })
+    }
+
+    /// The share of all processors that other processes have used since, in percent.
+    pub(crate) fn used_by_others(&self) -> Option<f64> {
+        let now = Self::now()?;
+        let (busy, own) = (now.busy.saturating_sub(self.busy), now.own.saturating_sub(self.own));
+        let all = now.all.saturating_sub(self.all).as_secs_f64();
+        Some(100.0 * busy.saturating_sub(own).as_secs_f64() / all)
+    }
+}
+
+/// Linux counts time in hundredths of a second on all machines that the project knows.
+fn ticks(count: u64) -> Duration {
+    Duration::from_millis(count * 10)
 }

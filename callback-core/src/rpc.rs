@@ -95,7 +95,7 @@ impl fmt::Display for RpcId {
 ///     r#"{"jsonrpc":"2.0","id":"example_order","method":"OrderService.processOrder","params":{"orderId":"12345"}}"#,
 /// );
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "Envelope")]
 pub struct RpcRequest {
     /// The id; `None` makes it a notification, which nobody answers. An explicit `null` is `Some(RpcId::Null)`.
@@ -116,6 +116,14 @@ impl RpcRequest {
     #[must_use]
     pub const fn is_notification(&self) -> bool {
         self.id.is_none()
+    }
+}
+
+/// Parameters are not printed: a Dsn in them may hold a password.
+impl fmt::Debug for RpcRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { id, method, params: _ } = self;
+        f.debug_struct("RpcRequest").field("id", id).field("method", method).finish_non_exhaustive()
     }
 }
 
@@ -168,7 +176,7 @@ impl TryFrom<Envelope> for RpcRequest {
 /// let response = RpcResponse::failure("example_order", RpcError::new(RpcError::METHOD_NOT_FOUND, "Method not found"));
 /// assert!(response.outcome.is_err());
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "Envelope")]
 pub struct RpcResponse {
     /// The id of the request; `null` where it could not be read.
@@ -186,6 +194,14 @@ impl RpcResponse {
     /// The request failed.
     pub fn failure(id: impl Into<RpcId>, error: RpcError) -> Self {
         Self { id: id.into(), outcome: Err(error) }
+    }
+}
+
+/// A result is not printed.
+impl fmt::Debug for RpcResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let outcome = self.outcome.as_ref().map(|_| "…");
+        f.debug_struct("RpcResponse").field("id", &self.id).field("outcome", &outcome).finish()
     }
 }
 

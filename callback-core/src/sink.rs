@@ -6,8 +6,7 @@ use std::{fmt, sync::Arc};
 
 /// Delivers messages to the destinations of its schemes.
 ///
-/// A sink is shared: the engine holds one value and calls it from many tasks. Writing one is three methods of
-/// substance; `docs/custom-sink.md` has the whole of it.
+/// A sink is shared: the engine holds one value and calls it from many tasks. The crate's first page has a whole one.
 ///
 /// # Acceptance
 /// [`deliver`](Self::deliver) resolves `Ok` once the *destination* has accepted the message, and gives the evidence.

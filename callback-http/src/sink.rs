@@ -19,7 +19,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
-use tokio::time::timeout_at;
+use tokio::time::{timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 use url::Host;
 
@@ -47,6 +47,9 @@ struct Inner {
 
 /// How much of an answer is read.
 const ANSWER_LIMIT: usize = 64 << 10;
+
+/// How long the body of a refusal is read.
+const REFUSAL_LIMIT: Duration = Duration::from_secs(1);
 
 /// How long the name of a host may take: longer than every attempt, whose own deadline ends it.
 const RESOLVE_LIMIT: Duration = Duration::from_secs(600);
@@ -100,9 +103,13 @@ impl HttpSink {
         let status = response.status().as_u16();
         let retry_after = response.headers().get(http::header::RETRY_AFTER).and_then(|value| value.to_str().ok());
         let judged = outcome::judge(status, retry_after, SystemTime::now());
-        match (judged, drain(&mut response).await) {
-            (Ok(_), Err(error)) => Err(error.with_status(status)),
-            (judged, _) => judged,
+        match judged {
+            Ok(receipt) => drain(&mut response).await.map(|()| receipt).map_err(|error| error.with_status(status)),
+            Err(error) => {
+                // What a refusal says is read to use the connection again, but not waited for.
+                let _ = timeout(REFUSAL_LIMIT, drain(&mut response)).await;
+                Err(error)
+            }
         }
     }
 }

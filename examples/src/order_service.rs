@@ -4,11 +4,14 @@ use crate::Server;
 use axum::{
     Extension, Json, Router,
     extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
     routing::{get, post},
 };
 use callback_core::{Keys, RpcError, RpcRequest, RpcResponse, Sink};
 use callback_dispatch::{Dispatcher, Interrupted, MemoryOutbox, SqliteOutbox, Task};
 use callback_http::server::{RpcHandler, RpcLayer};
+use futures_util::future::join_all;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{error::Error, fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
@@ -115,15 +118,33 @@ struct Order {
     order_id: String,
 }
 
-/// One call. A call with a callback runs as a task, which is among the extensions then.
-async fn order(
-    State(work): State<Duration>,
-    task: Option<Extension<Task>>,
-    Json(call): Json<RpcRequest>,
-) -> Json<RpcResponse> {
-    tracing::info!(method = call.method, task = task.map(|task| task.id().to_string()), "a method is called");
-    let id = call.id.unwrap_or_default();
-    Json(match process(&call.method, call.params, work).await {
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Calls {
+    Batch(Vec<RpcRequest>),
+    One(RpcRequest),
+}
+
+/// One call, or several. A call with a callback comes alone, as a task, which is among the extensions then.
+async fn order(State(work): State<Duration>, task: Option<Extension<Task>>, Json(calls): Json<Calls>) -> Response {
+    let task = task.map(|task| task.id().to_string());
+    let answers = match calls {
+        Calls::One(call) => match answer(call, work, task).await {
+            Some(answer) => return Json(answer).into_response(),
+            None => Vec::new(),
+        },
+        Calls::Batch(calls) => join_all(calls.into_iter().map(|call| answer(call, work, None))).await,
+    };
+    let answers: Vec<RpcResponse> = answers.into_iter().flatten().collect();
+    if answers.is_empty() { StatusCode::NO_CONTENT.into_response() } else { Json(answers).into_response() }
+}
+
+/// The answer to a call; none to a notification (JSON-RPC 2.0 §4.1).
+async fn answer(call: RpcRequest, work: Duration, task: Option<String>) -> Option<RpcResponse> {
+    tracing::info!(method = call.method, task, "a method is called");
+    let result = process(&call.method, call.params, work).await;
+    let id = call.id?;
+    Some(match result {
         Ok(result) => RpcResponse::success(id, result),
         Err(error) => RpcResponse::failure(id, error),
     })

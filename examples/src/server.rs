@@ -14,7 +14,9 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// A running server: at most 1,024 connections, 10 s for the headers of a request, 60 s for all of it.
+/// A running HTTP/1.1 server: at most 1,024 connections, 10 s for the headers of a request, 150 s for all of it.
+///
+/// A call may name up to 120 s for its method (`$rpc.timeout`).
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
@@ -50,17 +52,21 @@ impl Server {
 
 async fn serve(listener: TcpListener, router: Router, mut stopping: oneshot::Receiver<()>) {
     let router = router.layer(axum::middleware::from_fn(|request, next: axum::middleware::Next| async move {
-        timeout(Duration::from_secs(60), next.run(request)).await.map_err(|_elapsed| StatusCode::REQUEST_TIMEOUT)
+        timeout(Duration::from_secs(150), next.run(request)).await.map_err(|_elapsed| StatusCode::REQUEST_TIMEOUT)
     }));
-    let mut http = auto::Builder::new(TokioExecutor::new());
+    let mut http = auto::Builder::new(TokioExecutor::new()).http1_only();
     http.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(10));
     let (connections, places) = (GracefulShutdown::new(), Arc::new(Semaphore::new(1_024)));
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { break };
-        let stream = tokio::select! {
+        let accept = async {
+            // Whoever has no place waits in the kernel's queue.
+            let place = Arc::clone(&places).acquire_owned().await;
+            (listener.accept().await, place)
+        };
+        let (stream, place) = tokio::select! {
             _ = &mut stopping => break,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+            (accepted, place) = accept => match accepted {
+                Ok((stream, _)) => (stream, place),
                 Err(error) => {
                     // Too many open files, for example: it passes.
                     tracing::warn!(%error, "a connection was not accepted");

@@ -3,6 +3,7 @@
 use super::members::Envelope;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::fmt;
 
 /// What a method comes to: its result, or the error that it answers with.
 pub type RpcOutcome<T> = Result<T, RpcError>;
@@ -16,7 +17,7 @@ pub type RpcOutcome<T> = Result<T, RpcError>;
 /// assert_eq!(error.data.as_ref().unwrap()["pointer"], "/params/orderId");
 /// assert_eq!(error.to_string(), "Invalid params (-32602)");
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(try_from = "Envelope")]
 #[error("{message} ({code})")]
 pub struct RpcError {
@@ -27,6 +28,14 @@ pub struct RpcError {
     /// More about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<Value>,
+}
+
+/// The data is not printed.
+impl fmt::Debug for RpcError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { code, message, data: _ } = self;
+        f.debug_struct("RpcError").field("code", code).field("message", message).finish_non_exhaustive()
+    }
 }
 
 impl RpcError {

@@ -75,6 +75,9 @@ pub struct Call {
 }
 
 impl Call {
+    /// The most bytes of an id, and of a method's name.
+    pub const MAX_NAME: usize = 1_024;
+
     /// The id; `None` for a notification.
     #[must_use]
     pub const fn id(&self) -> Option<&RpcId> {
@@ -140,7 +143,14 @@ impl Call {
             return Err(invalid("jsonrpc", "expected \"2.0\""));
         }
         let id = id.transpose().map_err(|reason| invalid("id", reason))?;
+        if id.as_ref().is_some_and(|id| id.to_string().len() > Self::MAX_NAME) {
+            let error = RpcError::invalid_request(&pointer(place, "id"), "longer than 1,024 bytes");
+            return Err(Rejected::answered(RpcId::Null, error));
+        }
         let method = envelope.value("method").and_then(text).ok_or_else(|| invalid("method", "expected a string"))?;
+        if method.len() > Self::MAX_NAME {
+            return Err(invalid("method", "longer than 1,024 bytes"));
+        }
 
         let (options, rest) = match envelope.value("params") {
             Some(params) => read_params(params, &pointer(place, "params"))

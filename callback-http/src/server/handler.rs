@@ -30,7 +30,7 @@ pub struct RpcHandler<S> {
     extensions: Vec<SetExtension>,
 }
 
-type SetExtension = Box<dyn Fn(&Task, &mut http::Extensions) + Send + Sync>;
+type SetExtension = Box<dyn Fn(&Task, &mut http::Extensions) -> Result<(), serde_json::Error> + Send + Sync>;
 
 /// The most that is read of a service's answer, in bytes. What may be sent is less.
 const ANSWER_LIMIT: usize = 16 << 20;
@@ -42,21 +42,24 @@ impl<S> RpcHandler<S> {
     }
 
     /// Sets an extension again that [`keep_extension`](super::RpcLayerBuilder::keep_extension) stored under this name.
+    ///
+    /// A call whose extension cannot be read any more is not run without it: it ends as -32603.
     #[must_use]
     pub fn extension<T>(mut self, name: impl Into<String>) -> Self
     where
         T: DeserializeOwned + Clone + Send + Sync + 'static,
     {
         let name = name.into();
-        self.extensions.push(Box::new(move |task, extensions| match task.extension(&name).map(T::deserialize) {
-            Some(Ok(value)) => drop(extensions.insert(value)),
-            Some(Err(error)) => tracing::error!(name, %error, "a kept extension cannot be read"),
-            None => {}
+        self.extensions.push(Box::new(move |task, extensions| {
+            if let Some(value) = task.extension(&name) {
+                extensions.insert(T::deserialize(value)?);
+            }
+            Ok(())
         }));
         self
     }
 
-    fn request(&self, task: &Task) -> Request<Body> {
+    fn request(&self, task: &Task) -> Result<Request<Body>, serde_json::Error> {
         let mut request = Request::new(Body::from(task.payload().body().clone()));
         *request.method_mut() = Method::POST;
         let uri = task.extension(URI).and_then(Value::as_str).and_then(|uri| uri.parse::<Uri>().ok());
@@ -78,9 +81,9 @@ impl<S> RpcHandler<S> {
         extensions.insert(task.clone());
         extensions.insert(options);
         for set in &self.extensions {
-            set(task, extensions);
+            set(task, extensions)?;
         }
-        request
+        Ok(request)
     }
 }
 
@@ -92,7 +95,14 @@ where
 {
     async fn run(&self, task: Task) -> Outcome {
         let service = self.service.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match answer(service, self.request(&task)).await {
+        let request = match self.request(&task) {
+            Ok(request) => request,
+            Err(error) => {
+                tracing::error!(task = %task.id(), %error, "a kept extension cannot be read");
+                return internal(&task, "a kept extension cannot be read");
+            }
+        };
+        match answer(service, request).await {
             Ok(body) => match RpcAnswer::read(&id(&task), &body) {
                 Ok(answer) if answer.is_error() => rpc_outcome(Outcome::failed, "failed", answer.into_body()),
                 Ok(answer) => rpc_outcome(Outcome::completed, "completed", answer.into_body()),

@@ -18,6 +18,16 @@ use tower_layer::Layer;
 ///
 /// Only a `POST` with a JSON content type is read, up to the limit, and must be JSON-RPC 2.0; everything else passes
 /// through unread.
+///
+/// # Authentication
+/// Goes in front of this layer. What is inside sees the stored call, without `Authorization` or what an outer layer put
+/// into the request; [`keep_extension`](RpcLayerBuilder::keep_extension) hands on who the caller is, and
+/// [`owner`](RpcLayerBuilder::owner) says on whose behalf the result is sent. The request's path and query are stored.
+///
+/// # Batches
+/// Calls without a callback go to the service as one smaller batch; among its extensions is a `Vec<RpcOptions>`, in order,
+/// and the longest `$rpc.timeout` in it limits all of it. If none of a batch is accepted or refused here, the service's
+/// answer is returned as it is; else its parts are joined to the others', under HTTP 200.
 #[derive(Clone)]
 pub struct RpcLayer(pub(super) Arc<Config>);
 
@@ -163,9 +173,12 @@ impl RpcLayerBuilder {
     /// Checks the topic and makes the layer.
     ///
     /// # Errors
-    /// When nobody serves the topic.
+    /// When nobody serves the topic, or it has a user or password: its Dsn is shown to every client.
     pub fn build(self) -> Result<RpcLayer, DsnError> {
         if let Some(topic) = &self.0.topic {
+            if topic.username().is_some() {
+                return Err(DsnError::invalid("the topic is shown to clients: it cannot have a user or password"));
+            }
             self.0.worker.check(topic)?;
         }
         Ok(RpcLayer(Arc::new(self.0)))

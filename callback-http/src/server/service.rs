@@ -7,7 +7,9 @@ use super::{
     reply::{self, Reply},
 };
 use bytes::Bytes;
-use callback_core::{BoxError, Call, Incoming, Payload, Rejected, RpcError, RpcId, RpcResponse, Target, join_batch};
+use callback_core::{
+    BoxError, Call, Incoming, Payload, Rejected, RpcError, RpcId, RpcOptions, RpcResponse, Target, join_batch,
+};
 use callback_dispatch::Work;
 use futures_util::future::join_all;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
@@ -244,20 +246,24 @@ where
             Ok(Way::Service(call)) => rest.push(call),
         }
     }
+    // A batch in which nothing was ours is the service's, and so is its answer.
+    let is_foreign = accepted.is_empty() && answers.is_empty();
     let replies = join_all(accepted).await;
     answers.extend(replies.iter().map(|reply| reply::to_json(&reply.response)));
     if !rest.is_empty() {
-        // The batch runs as one: it gets the longest limit, if every call in it names one.
-        let limit = rest.iter().map(|call| call.options().timeout).collect::<Option<Vec<_>>>();
-        let limit = limit.and_then(|limits| limits.into_iter().max());
+        // The batch runs as one: the longest limit that a call in it names is for all of it.
+        let limit = rest.iter().filter_map(|call| call.options().timeout).max();
         let ids: Vec<RpcId> = rest.iter().filter_map(|call| call.id().cloned()).collect();
-        let request = with_body(parts, join_batch(rest.iter().map(|call| call.body())));
+        let mut request = with_body(parts, join_batch(rest.iter().map(|call| call.body())));
+        let options: Vec<RpcOptions> = rest.iter().map(|call| call.options().clone()).collect();
+        request.extensions_mut().insert(options);
         // The error leaves before the next await: nobody asks of it that it be `Send`.
         let response = match limited(limit, inner.call(request)).await {
             Ok(response) => Ok(response?),
             Err(limit) => Err(limit),
         };
         match response {
+            Ok(response) if is_foreign => return Ok(response),
             Ok(response) => answers.extend(split(response, ids).await),
             Err(limit) => {
                 let timed_out = ids.into_iter().map(|id| reply::to_json(&timed_out(id, limit).response));

@@ -56,14 +56,19 @@ async fn what_was_acknowledged_arrives_through_twenty_kills() {
     let (arrived, sent) = (receiver.all(), ledger.sent.lock().expect("not poisoned"));
     let duplicated = arrived.values().filter(|bodies| bodies.len() > 1).count();
     let lost = acknowledged.iter().filter(|id| !arrived.contains_key(*id)).count();
+    let reported = arrived.values().flatten().filter(|body| body["error"]["code"] == -32012).count();
+    let wrong = |id: &str, body: &Value| body["result"]["orderId"] != id && body["error"]["code"] != -32012;
     let unacknowledged = arrived.keys().filter(|id| !acknowledged.contains(*id)).count();
     println!(
-        "lost {lost} duplicated {duplicated} unacknowledged {unacknowledged} restarts {kills} sent {} acknowledged {}",
+        "lost {lost} duplicated {duplicated} unacknowledged {unacknowledged} reported {reported} restarts {kills} sent {} acknowledged {}",
         sent.len(),
         acknowledged.len()
     );
     assert_eq!(lost, 0);
     assert!(arrived.keys().all(|id| sent.contains(id)), "what arrives was sent");
+    assert!(!arrived.iter().any(|(id, bodies)| bodies.iter().any(|body| wrong(id, body))), "each is its own result");
+    // In a life in which suspects run alone, a kill can meet one of them.
+    assert!(reported <= kills, "{reported} were reported as interrupted");
     assert!(acknowledged.len() >= REQUESTS / 2, "{} of {REQUESTS} were acknowledged", acknowledged.len());
 }
 

@@ -96,3 +96,27 @@ fn an_id_is_printed_and_echoed_as_it_is() {
     }
     assert!(call(r#"{"id":-0,"method":"m"}"#).id().is_some());
 }
+
+#[test]
+fn debug_prints_neither_params_nor_results() {
+    let params = serde_json::json!({ "$rpc.callback": "https://user:planted@example.com/" });
+    let error = RpcError::new(1, "m").with_data("planted");
+    let text = format!(
+        "{:?} {:?} {:?}",
+        RpcRequest::new(1, "m", params),
+        RpcResponse::success(1, "planted"),
+        RpcResponse::failure(1, error),
+    );
+    assert!(!text.contains("planted"), "{text}");
+}
+
+#[test]
+fn an_id_and_a_method_are_short() {
+    for (id, method, pointer) in [("x".repeat(1_025), "m".into(), "/id"), ("x".into(), "m".repeat(1_025), "/method")] {
+        let body = serde_json::json!({ "id": id, "method": method }).to_string();
+        let rejected = Incoming::parse(&body.into()).expect_err("too long");
+        assert_eq!(rejected.error().data.as_ref().expect("data")["pointer"], pointer);
+    }
+    let body = serde_json::json!({ "id": "x".repeat(1_024), "method": "m".repeat(1_024) }).to_string();
+    assert!(Incoming::parse(&body.into()).is_ok());
+}
