@@ -98,11 +98,12 @@ async fn a_service_that_answers_no_batch_is_an_error_for_each_call() {
     let worker = dispatcher.worker("rpc", Interrupted::RunAgain);
     let worker = worker.run(RpcHandler::new(page.clone())).expect("registered");
     let server = crate::shop::Server::start(Router::new().fallback_service(RpcLayer::new(worker).layer(page))).await;
-    let body = r#"[{"id":1,"method":"a"},{"id":"two","method":"a"},{"method":"a"}]"#;
+    // The item that is none makes the batch ours: its answers are joined.
+    let body = r#"[{"id":1,"method":"a"},{"id":"two","method":"a"},{"method":"a"},0]"#;
     let reply = crate::shop::post(server.address, &[("content-type", "application/json")], body).await;
     assert_eq!(reply.status, StatusCode::OK);
     let answers = reply.json();
-    assert_eq!(answers.as_array().map(Vec::len), Some(2));
+    assert_eq!(answers.as_array().map(Vec::len), Some(3));
     for id in [json!(1), json!("two")] {
         let error = &answer(&answers, &id)["error"];
         assert_eq!(error["code"], RpcError::INTERNAL);
@@ -111,6 +112,38 @@ async fn a_service_that_answers_no_batch_is_an_error_for_each_call() {
             "{error}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_batch_that_is_all_the_services_gets_the_services_own_answer() {
+    let busy = Router::new().fallback(async || (StatusCode::TOO_MANY_REQUESTS, [("retry-after", "7")], "busy"));
+    let dispatcher = Dispatcher::builder(MemoryOutbox::new()).start().await.expect("started");
+    let worker = dispatcher.worker("rpc", Interrupted::RunAgain);
+    let worker = worker.run(RpcHandler::new(busy.clone())).expect("registered");
+    let server = crate::shop::Server::start(Router::new().fallback_service(RpcLayer::new(worker).layer(busy))).await;
+    let body = r#"[{"id":1,"method":"a"},{"id":"two","method":"a","params":{"$rpc.rayId":"r"}}]"#;
+    let reply = crate::shop::post(server.address, &[("content-type", "application/json")], body).await;
+    assert_eq!((reply.status, &*reply.body), (StatusCode::TOO_MANY_REQUESTS, &b"busy"[..]));
+    assert_eq!(reply.headers["retry-after"], "7");
+}
+
+#[tokio::test]
+async fn the_options_of_a_batch_reach_the_service_in_order() {
+    use axum::{Extension, Json};
+    use callback_core::RpcOptions;
+    let told = async |Extension(options): Extension<Vec<RpcOptions>>| {
+        let told = options.iter().map(|options| json!([options.ray_id, options.ignore_cache]));
+        Json(told.collect::<serde_json::Value>())
+    };
+    let service = Router::new().fallback(told);
+    let dispatcher = Dispatcher::builder(MemoryOutbox::new()).start().await.expect("started");
+    let worker = dispatcher.worker("rpc", Interrupted::RunAgain);
+    let worker = worker.run(RpcHandler::new(service.clone())).expect("registered");
+    let layered = Router::new().fallback_service(RpcLayer::new(worker).layer(service));
+    let server = crate::shop::Server::start(layered).await;
+    let body = r#"[{"id":1,"method":"a","params":{"$rpc.rayId":"r"}},{"id":2,"method":"a","params":{"$rpc":{"ignoreCache":true}}}]"#;
+    let reply = crate::shop::post(server.address, &[("content-type", "application/json")], body).await;
+    assert_eq!(reply.json(), json!([["r", false], [null, true]]));
 }
 
 #[tokio::test]
