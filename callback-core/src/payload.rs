@@ -1,5 +1,6 @@
 //! A body with its content type.
 
+use crate::Problem;
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -7,8 +8,9 @@ use std::{borrow::Cow, fmt};
 
 /// A body and its content type. The bytes are signed and delivered as they are.
 ///
-/// Whatever has a body takes `impl Into<Payload>`: a [`serde_json::Value`] (`application/json`), or a text
-/// (`text/plain; charset=utf-8`).
+/// Whatever has a body takes `impl Into<Payload>`: a [`serde_json::Value`] (`application/json`), a text
+/// (`text/plain; charset=utf-8`), bytes (`application/octet-stream`), or a [`Problem`]. For a type of one's own there is
+/// [`Payload::json`].
 ///
 /// ```
 /// use callback_core::Payload;
@@ -83,6 +85,26 @@ impl From<Value> for Payload {
 impl From<String> for Payload {
     fn from(text: String) -> Self {
         Self { content_type: Cow::Borrowed("text/plain; charset=utf-8"), body: text.into() }
+    }
+}
+
+impl From<Bytes> for Payload {
+    fn from(body: Bytes) -> Self {
+        Self { content_type: Cow::Borrowed("application/octet-stream"), body }
+    }
+}
+
+impl From<Vec<u8>> for Payload {
+    fn from(body: Vec<u8>) -> Self {
+        Bytes::from(body).into()
+    }
+}
+
+impl From<Problem> for Payload {
+    fn from(problem: Problem) -> Self {
+        // Strings and a number have a JSON form.
+        let body = serde_json::to_vec(&problem).unwrap_or_default();
+        Self { content_type: Cow::Borrowed(Problem::CONTENT_TYPE), body: body.into() }
     }
 }
 

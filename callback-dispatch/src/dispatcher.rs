@@ -115,7 +115,10 @@ impl Dispatcher {
         Ok(row.map(|row| Task::looked_up(Arc::new(row), self.engine().has_in_hand(id), Arc::clone(self.engine()))))
     }
 
-    /// Waits until a task is over; none if there is no such task. Resolves early when the dispatcher closes.
+    /// Waits until a task is over: with a callback, until it is delivered or dead.
+    ///
+    /// None if there is no such task; an event is none. Resolves early when the dispatcher closes, with a task that may
+    /// not be over.
     ///
     /// # Errors
     /// When the outbox cannot be read.

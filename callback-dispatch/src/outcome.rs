@@ -117,9 +117,6 @@ impl Failure {
             Self::TimedOut(_) => 504,
             _ => 500,
         };
-        let problem = Problem::new(self.to_string()).with_status(status);
-        // A struct of strings and a number has a JSON form.
-        let body = serde_json::to_vec(&problem).unwrap_or_default();
-        Outcome::failed(Payload::new(Problem::CONTENT_TYPE, body))
+        Outcome::failed(Problem::new(self.to_string()).with_status(status))
     }
 }

@@ -12,7 +12,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 /// Does the work of a task.
 ///
-/// Implemented for every `Fn(Task) -> impl Future<Output: Into<Outcome>>`.
+/// Implemented for every `Fn(Task) -> impl Future<Output: Into<Outcome>>`: an [`Outcome`], or a `Result` of two that are
+/// each `Into<Payload>`: JSON values, texts, bytes, problems, [`Payload`](callback_core::Payload)s.
 ///
 /// # Cancellation
 /// The future is dropped when the task is cancelled, when its time is over, and when the dispatcher closes.

@@ -86,7 +86,8 @@ impl OrderService {
         let worker =
             dispatcher.worker("orders", Interrupted::RunAgain).concurrency(256).run(RpcHandler::new(orders.clone()))?;
         let app = orders
-            .layer(RpcLayer::new(worker))
+            // On the routes alone: a wrong path is no call, and stays a 404.
+            .route_layer(RpcLayer::new(worker))
             .route("/.well-known/callback-keys", get(move || async move { public_keys.clone() }));
 
         let server = Server::start(settings.listen, app).await?;

@@ -14,7 +14,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// A running HTTP/1.1 server: at most 1,024 connections, 10 s for the headers of a request, 150 s for all of it.
+/// A running HTTP/1.1 server: at most 1,024 connections, 10 s for the headers of a request, 150 s for all of it, 10 min for
+/// a connection.
 ///
 /// A call may name up to 120 s for its method (`$rpc.timeout`).
 #[derive(Debug)]
@@ -79,8 +80,11 @@ async fn serve(listener: TcpListener, router: Router, mut stopping: oneshot::Rec
         let service = TowerToHyperService::new(router.clone());
         let connection = connections.watch(http.serve_connection(TokioIo::new(stream), service).into_owned());
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(error, "a connection ended early");
+            // Whoever reads no answer, or sends on for ever, loses the place.
+            match timeout(Duration::from_secs(600), connection).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(error, "a connection ended early"),
+                Err(_elapsed) => tracing::debug!("a connection was open for too long"),
             }
             drop(place);
         });

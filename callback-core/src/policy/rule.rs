@@ -92,9 +92,18 @@ impl Rule {
     }
 
     /// Whether the rule, as one that allows, opens the address: nothing wider than itself opens a metadata address.
+    ///
+    /// A rule for IPv4 opens the v4-mapped spelling too, but not the way there through a NAT64 gateway: that is another
+    /// machine.
     pub(super) fn opens(&self, address: IpAddr) -> bool {
         let exact = matches!(&self.0, Kind::Net(net) if net.prefix_len() == net.max_prefix_len());
-        self.covers(address) && (exact || !address::is_metadata(address))
+        let dialled = address.to_canonical();
+        let names = match &self.0 {
+            Kind::Net(net) => net.contains(&dialled) || net.contains(&address),
+            Kind::Loopback => dialled.is_loopback(),
+            _ => false,
+        };
+        names && (exact || !address::is_metadata(address))
     }
 }
 

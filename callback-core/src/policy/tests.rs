@@ -91,7 +91,7 @@ fn an_address_rule_opens_plain_http_to_what_it_names() {
     check(&policy, "http://10.1.2.3/", OPEN);
     check(&policy, "https://10.1.2.3/", OPEN);
     check(&policy, "ws://[::ffff:10.1.2.3]/", OPEN);
-    check(&policy, "http://[64:ff9b::10.1.2.3]/", OPEN);
+    check(&policy, "http://[64:ff9b::10.1.2.3]/", "private addresses are not open");
     check(&policy, "http://8.8.8.8/", "plain http is not open to this host");
     check(&policy, "http://192.168.0.1/", "private addresses are not open");
     check(&policy, "http://localhost/", "loopback addresses are not open");

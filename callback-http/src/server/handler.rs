@@ -23,7 +23,8 @@ use tower_service::Service;
 /// Runs accepted calls through a JSON-RPC service: what a [`Worker`](callback_dispatch::Worker) is given.
 ///
 /// The service sees the stored request and nothing else: method, path, the headers and extensions that the layer keeps,
-/// and among the extensions the [`Task`] and the [`RpcOptions`]. The first run and every later one are the same.
+/// and among the extensions the [`Task`] and the [`RpcOptions`]. The first run and every later one are the same. A call
+/// without a callback reaches the service from the layer, and has no [`Task`]: a method takes it as an `Option`.
 pub struct RpcHandler<S> {
     // A lock, since a service may be `Send` without being `Sync`; it is held to clone it.
     service: Mutex<S>,
@@ -103,10 +104,10 @@ where
             }
         };
         match answer(service, request).await {
-            Ok(body) => match RpcAnswer::read(&id(&task), &body) {
+            Ok((status, body)) => match RpcAnswer::read(&id(&task), &body) {
                 Ok(answer) if answer.is_error() => rpc_outcome(Outcome::failed, "failed", answer.into_body()),
                 Ok(answer) => rpc_outcome(Outcome::completed, "completed", answer.into_body()),
-                Err(invalid) => internal(&task, &invalid.to_string()),
+                Err(invalid) => internal(&task, &format!("{invalid} (HTTP status {status})")),
             },
             Err(reason) => internal(&task, &reason),
         }
@@ -128,8 +129,8 @@ where
     }
 }
 
-/// Calls the service and reads its answer; the reason if there is none.
-async fn answer<S, B>(mut service: S, request: Request<Body>) -> Result<Bytes, String>
+/// Calls the service and reads its answer with its status; the reason if there is none.
+async fn answer<S, B>(mut service: S, request: Request<Body>) -> Result<(u16, Bytes), String>
 where
     S: Service<Request<Body>, Response = Response<B>, Error: Into<BoxError>>,
     B: http_body::Body<Data = Bytes, Error: Into<BoxError>>,
@@ -140,8 +141,9 @@ where
     };
     poll_fn(|context| service.poll_ready(context)).await.map_err(|error| failed(error.into()))?;
     let response = service.call(request).await.map_err(|error| failed(error.into()))?;
+    let status = response.status().as_u16();
     match read(Box::pin(response.into_body()), ANSWER_LIMIT).await {
-        Read::Whole(body) => Ok(body),
+        Read::Whole(body) => Ok((status, body)),
         Read::Longer(..) => Err(format!("the answer is larger than {ANSWER_LIMIT} bytes")),
         Read::Failed(error) => Err(failed(error)),
     }

@@ -133,7 +133,7 @@ async fn the_options_of_a_batch_reach_the_service_in_order() {
     use callback_core::RpcOptions;
     let told = async |Extension(options): Extension<Vec<RpcOptions>>| {
         let told = options.iter().map(|options| json!([options.ray_id, options.ignore_cache]));
-        Json(told.collect::<serde_json::Value>())
+        Json(told.collect::<Value>())
     };
     let service = Router::new().fallback(told);
     let dispatcher = Dispatcher::builder(MemoryOutbox::new()).start().await.expect("started");

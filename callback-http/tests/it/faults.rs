@@ -40,10 +40,17 @@ async fn each_way_to_fail_has_its_code() {
     let mut shop = fragile().await;
     let internal = |reason: &str| json!({ "reason": reason });
     check(&mut shop, "panics", RpcError::INTERNAL, &internal("the handler panicked")).await;
-    check(&mut shop, "page", RpcError::INTERNAL, &internal("the method answered no JSON")).await;
-    check(&mut shop, "broken page", RpcError::INTERNAL, &internal("the method answered no JSON")).await;
-    check(&mut shop, "empty", RpcError::INTERNAL, &internal("the method answered no JSON")).await;
-    check(&mut shop, "another id", RpcError::INTERNAL, &internal("the method answered with another id")).await;
+    check(&mut shop, "page", RpcError::INTERNAL, &internal("the method answered no JSON (HTTP status 200)")).await;
+    check(&mut shop, "broken page", RpcError::INTERNAL, &internal("the method answered no JSON (HTTP status 500)"))
+        .await;
+    check(&mut shop, "empty", RpcError::INTERNAL, &internal("the method answered no JSON (HTTP status 200)")).await;
+    check(
+        &mut shop,
+        "another id",
+        RpcError::INTERNAL,
+        &internal("the method answered with another id (HTTP status 200)"),
+    )
+    .await;
     check(&mut shop, "never", RpcError::TIMED_OUT, &json!({ "seconds": 0.05 })).await;
     check(&mut shop, "large", RpcError::RESULT_TOO_LARGE, &json!({ "limit": 50_000 })).await;
     // The shop is alive.

@@ -81,7 +81,7 @@ async fn send(ledger: Arc<Ledger>, allowed: Arc<Semaphore>, service: std::net::S
         let body = call(&id, "OrderService.processOrder", &callback);
         ledger.sent.lock().expect("not poisoned").insert(id.clone());
         loop {
-            match send_to(service, &body).await {
+            match send_to(service, "/rpc", &body).await {
                 Ok((200, answer)) => {
                     let answer: Value = serde_json::from_str(&answer).expect("JSON");
                     if answer["result"]["callback"]["status"] == true {

@@ -1,6 +1,6 @@
 //! `order-service` for any client and receiver.
 
-use crate::service::{Config, Receiver, call};
+use crate::service::{Config, Receiver, call, send_to};
 use serde_json::json;
 use std::process::Command;
 
@@ -112,4 +112,13 @@ fn a_wrong_setting_is_named() {
         let (status, said) = Config::new(folder.path()).argument(name, value).fail();
         assert!(!status.success() && said.contains(name), "{said}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_path_is_no_call() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let service = Config::new(folder.path()).start();
+    let body = call("order-1", "OrderService.processOrder", "http://127.0.0.1:1/");
+    let (status, _) = send_to(service.address, "/nope", &body).await.expect("answered");
+    assert_eq!(status, 404);
 }

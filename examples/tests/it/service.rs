@@ -94,7 +94,7 @@ impl Service {
 
     /// Sends a body to `/rpc`: status and body of the answer.
     pub(crate) async fn post(&self, body: &str) -> (u16, Value) {
-        let (status, body) = send_to(self.address, body).await.expect("answered");
+        let (status, body) = send_to(self.address, "/rpc", body).await.expect("answered");
         (status, serde_json::from_str(&body).unwrap_or(Value::Null))
     }
 }
@@ -123,10 +123,10 @@ impl std::fmt::Debug for NoAnswer {
     }
 }
 
-pub(crate) async fn send_to(service: SocketAddr, body: &str) -> Result<(u16, String), NoAnswer> {
+pub(crate) async fn send_to(service: SocketAddr, path: &str, body: &str) -> Result<(u16, String), NoAnswer> {
     let mut connection = TcpStream::connect(service).await.map_err(|_| NoAnswer::NotSent)?;
     let request = format!(
-        "POST /rpc HTTP/1.1\r\nhost: {service}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
+        "POST {path} HTTP/1.1\r\nhost: {service}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
          connection: close\r\n\r\n{body}",
         body.len()
     );
