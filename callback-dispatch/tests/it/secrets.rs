@@ -154,6 +154,8 @@ async fn live(home: Home) {
 async fn logged(home: Home) {
     let log = Log::default();
     let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_max_level(tracing::Level::TRACE).finish();
+    // With a single subscriber alive, an event that another test's thread meets first is disabled for every thread.
+    let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new());
     let guard = tracing::subscriber::set_default(subscriber);
     crate::support::in_time(live(home)).await;
     drop(guard);
