@@ -16,12 +16,12 @@ use std::{
 
 /// An outbox in memory: for tests and demos. A crash loses what is in it.
 ///
-/// Of what has ended it keeps the last 10,000. Clones share the contents, so that a test can start a second dispatcher
+/// Of the tasks that have ended, and of dead letters, it keeps the last 10,000. Clones share the contents, so that a test can start a second dispatcher
 /// on what the first one left.
 #[derive(Clone, Default)]
 pub struct MemoryOutbox(Arc<Mutex<State>>);
 
-/// How many ended rows are kept.
+/// How many ended rows are kept of those that anybody can ask for.
 const KEPT: usize = 10_000;
 
 #[derive(Default)]
@@ -79,7 +79,10 @@ impl State {
         self.free.remove(&(entry.row.due, key));
         let row = Arc::make_mut(&mut entry.row);
         change(row);
-        if row.stage.is_ended() {
+        if row.stage.is_ended() && row.work.is_none() && row.stage != Stage::Dead {
+            self.rows.remove(&key);
+            self.by_id.remove(&id);
+        } else if row.stage.is_ended() {
             entry.ended_at = now;
             self.ended.push_back(key);
         } else if !row.held {
