@@ -188,6 +188,9 @@ impl Engine {
             attempts: 0,
             accepted_at: now,
             first_due: now,
+            expires: Micros::NEVER,
+            order: None,
+            idempotency: None,
             work: Some(Arc::new(Request { context, payload })),
             result: None,
         })
@@ -221,6 +224,9 @@ impl Engine {
             attempts: 0,
             accepted_at: now,
             first_due: now,
+            expires: Micros::NEVER,
+            order: None,
+            idempotency: None,
             work: None,
             result: Some(Arc::new(stored)),
         })

@@ -1,5 +1,6 @@
 //! Bounds between destinations, so that a slow one costs the others nothing.
 
+use crate::row::digest;
 use callback_core::Destination;
 use std::{
     collections::HashMap,
@@ -47,6 +48,18 @@ impl Lane {
 pub(crate) struct LaneKey {
     pub(crate) owner: Option<Arc<str>>,
     pub(crate) destination: Destination,
+}
+
+impl LaneKey {
+    /// What a store knows the lane by. Two lanes that share a number, which is not to be had on purpose, are left out
+    /// of a claim together.
+    pub(crate) fn number(&self) -> i64 {
+        let owner = self.owner.as_deref();
+        let half = digest([owner.map_or("0", |_| "1"), owner.unwrap_or_default(), self.destination.as_str()]);
+        let mut number = [0; 8];
+        number.copy_from_slice(&half[..8]);
+        i64::from_be_bytes(number)
+    }
 }
 
 /// All lanes that have something in memory.

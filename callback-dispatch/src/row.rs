@@ -4,6 +4,7 @@ use crate::{clock::Micros, lane::LaneKey, work::Context};
 use bytes::Bytes;
 use callback_core::{Dsn, ErrorKind, Message, MessageId, Payload, Phase, TaskId};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::{sync::Arc, time::Duration};
 
 /// One task or event, from its acceptance to its end.
@@ -27,6 +28,11 @@ pub(crate) struct Row {
     pub(crate) accepted_at: Micros,
     /// When the delivery was first due: its age counts from here.
     pub(crate) first_due: Micros,
+    /// When the task ends by itself; never, if nobody asked for it.
+    pub(crate) expires: Micros,
+    /// Messages of one key are attempted one at a time, in the order in which they were stored.
+    pub(crate) order: Option<OrderKey>,
+    pub(crate) idempotency: Option<Idempotency>,
     pub(crate) work: Option<Arc<Request>>,
     pub(crate) result: Option<Arc<Stored>>,
 }
@@ -45,6 +51,37 @@ impl Row {
     }
 }
 
+/// What messages of one ordering key to one Dsn have in common: a digest of both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct OrderKey(pub(crate) [u8; 16]);
+
+impl OrderKey {
+    pub(crate) fn new(dsn: &Dsn, key: &str) -> Self {
+        Self(digest([dsn.expose(), key]))
+    }
+}
+
+/// A client's name for a request, so that it may be sent again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Idempotency {
+    /// A digest of worker, caller and key: its scope.
+    pub(crate) key: [u8; 16],
+    /// A digest of the request: another request under the same key is refused.
+    pub(crate) request: [u8; 16],
+}
+
+/// The first half of SHA-256 over the parts, each after its length.
+pub(crate) fn digest<'a>(parts: impl IntoIterator<Item = &'a str>) -> [u8; 16] {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update((part.len() as u64).to_be_bytes());
+        hasher.update(part);
+    }
+    let mut half = [0; 16];
+    half.copy_from_slice(&hasher.finalize()[..16]);
+    half
+}
+
 /// Where a row stands. The numbers are what a database keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -58,10 +95,11 @@ pub(crate) enum Stage {
     Delivered = 11,
     Dead = 12,
     Cancelled = 13,
+    Expired = 14,
 }
 
 impl Stage {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Accepted,
         Self::Started,
         Self::Deferred,
@@ -70,6 +108,7 @@ impl Stage {
         Self::Delivered,
         Self::Dead,
         Self::Cancelled,
+        Self::Expired,
     ];
 
     pub(crate) const fn number(self) -> i64 {

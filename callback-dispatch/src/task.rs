@@ -48,6 +48,8 @@ pub enum TaskState {
     Dead,
     /// Ended: cancelled.
     Cancelled,
+    /// Ended: it was not done in time.
+    Expired,
 }
 
 impl TaskState {
@@ -56,7 +58,7 @@ impl TaskState {
     pub const fn is_ended(self) -> bool {
         match self {
             Self::Accepted | Self::Running | Self::Delivering => false,
-            Self::Completed | Self::Delivered | Self::Dead | Self::Cancelled => true,
+            Self::Completed | Self::Delivered | Self::Dead | Self::Cancelled | Self::Expired => true,
         }
     }
 }
@@ -81,6 +83,7 @@ impl Task {
             Stage::Delivered => TaskState::Delivered,
             Stage::Dead => TaskState::Dead,
             Stage::Cancelled => TaskState::Cancelled,
+            Stage::Expired => TaskState::Expired,
         };
         let outcome = row.result.as_ref().map(|stored| Outcome {
             kind: if stored.failed { OutcomeKind::Failed } else { OutcomeKind::Completed },

@@ -139,6 +139,9 @@ impl Pair {
             attempts: 0,
             accepted_at: now,
             first_due: now,
+            expires: Micros::NEVER,
+            order: None,
+            idempotency: None,
             work: (!event).then(|| Arc::new(work)),
             result: event.then(|| result(id, now)),
         }

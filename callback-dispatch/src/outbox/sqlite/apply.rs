@@ -3,6 +3,7 @@
 use super::read;
 use crate::{
     clock::Micros,
+    lane::LaneKey,
     outbox::{Claim, Settle, Write, Written},
     row::{FailedRow, Row, Stage, Stored},
 };
@@ -45,8 +46,8 @@ impl Rows {
         Self {
             insert: Batched::new(
                 "INSERT INTO callback_outbox (id, stage, held, token, due, attempts, starts, accepted_at, first_due, \
-                 worker, owner, dsn, destination, work, work_body, result, result_body) SELECT * FROM (VALUES ",
-                "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                 expires, worker, owner, dsn, destination, lane, order_key, idempotency, request, work, work_body, result, result_body) SELECT * FROM (VALUES ",
+                "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 ") WHERE column1 IS NOT NULL",
             ),
             settle: Batched::new(
@@ -278,7 +279,7 @@ type BindError = Box<dyn std::error::Error + Send + Sync>;
 
 fn bind_row(arguments: &mut SqliteArguments, row: &Row) -> Result<(), Error> {
     let bind = |arguments: &mut SqliteArguments| -> Result<(), BindError> {
-        arguments.reserve(17, 0);
+        arguments.reserve(22, 0);
         arguments.add(&row.id.as_bytes()[..])?;
         arguments.add(row.stage.number())?;
         arguments.add(row.held)?;
@@ -288,10 +289,15 @@ fn bind_row(arguments: &mut SqliteArguments, row: &Row) -> Result<(), Error> {
         arguments.add(i64::from(row.starts))?;
         arguments.add(row.accepted_at.0)?;
         arguments.add(row.first_due.0)?;
+        arguments.add(row.expires.0)?;
         arguments.add(row.worker.as_deref())?;
         arguments.add(row.owner.as_deref())?;
         arguments.add(row.dsn.as_ref().map(Dsn::expose))?;
         arguments.add(row.dsn.as_ref().map(Dsn::destination).as_ref().map(Destination::as_str))?;
+        arguments.add(row.lane().as_ref().map(LaneKey::number))?;
+        arguments.add(row.order.as_ref().map(|key| &key.0[..]))?;
+        arguments.add(row.idempotency.as_ref().map(|it| &it.key[..]))?;
+        arguments.add(row.idempotency.as_ref().map(|it| &it.request[..]))?;
         arguments.add(row.work.as_ref().map(|work| work.head()))?;
         arguments.add(row.work.as_ref().map(|work| &work.payload.body()[..]))?;
         arguments.add(row.result.as_ref().map(|result| result.head()))?;

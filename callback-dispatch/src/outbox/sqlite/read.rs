@@ -3,7 +3,7 @@
 use crate::{
     clock::Micros,
     dead_letter::{DeadLetter, DeadLetterQuery},
-    row::{FailedRow, Request, Row, Stage, Stored},
+    row::{FailedRow, Idempotency, OrderKey, Request, Row, Stage, Stored},
 };
 use callback_core::{Dsn, ErrorKind, Phase, TaskId};
 use sqlx::{Error, Row as _, SqlitePool, query, query_scalar, sqlite::SqliteRow};
@@ -85,6 +85,10 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 pub(super) fn row(line: &SqliteRow) -> Result<Row, Error> {
     let text = |column: &str| line.try_get::<Option<String>, _>(column);
     let body = |column: &str| line.try_get::<Option<Vec<u8>>, _>(column).map(Option::unwrap_or_default);
+    let half = |column: &'static str| {
+        let bytes = line.try_get::<Option<&[u8]>, _>(column)?;
+        bytes.map(|bytes| bytes.try_into().map_err(|_| unreadable(column)("not sixteen bytes".into()))).transpose()
+    };
     let work = text("work")?.map(|head| Request::from_parts(&head, body("work_body")?).map_err(unreadable("work")));
     let result =
         text("result")?.map(|head| Stored::from_parts(&head, body("result_body")?).map_err(unreadable("result")));
@@ -102,6 +106,9 @@ pub(super) fn row(line: &SqliteRow) -> Result<Row, Error> {
         attempts: number(line, "attempts")?,
         accepted_at: Micros(line.try_get("accepted_at")?),
         first_due: Micros(line.try_get("first_due")?),
+        expires: Micros(line.try_get("expires")?),
+        order: half("order_key")?.map(OrderKey),
+        idempotency: half("idempotency")?.zip(half("request")?).map(|(key, request)| Idempotency { key, request }),
         work: work.transpose()?.map(Arc::new),
         result: result.transpose()?.map(Arc::new),
     })

@@ -2,7 +2,7 @@
 CREATE TABLE callback_outbox (
     seq         INTEGER PRIMARY KEY,
     id          BLOB    NOT NULL UNIQUE,
-    -- 0 accepted, 1 started, 2 deferred, 3 delivering; 10 completed, 11 delivered, 12 dead, 13 cancelled
+    -- 0 accepted, 1 started, 2 deferred, 3 delivering; 10 completed, 11 delivered, 12 dead, 13 cancelled, 14 expired
     stage       INTEGER NOT NULL,
     -- 1 while a process has it in hand
     held        INTEGER NOT NULL,
@@ -13,6 +13,7 @@ CREATE TABLE callback_outbox (
     starts      INTEGER NOT NULL,
     accepted_at INTEGER NOT NULL,
     first_due   INTEGER NOT NULL,
+    expires     INTEGER NOT NULL,
     ended_at    INTEGER,
     -- of the last failed attempt
     kind        TEXT,
@@ -20,6 +21,14 @@ CREATE TABLE callback_outbox (
     owner       TEXT,
     dsn         TEXT,
     destination TEXT,
+    -- a digest of owner and destination
+    lane        INTEGER,
+    -- a digest of Dsn and ordering key; the place among those of this key, for as long as it holds back the others
+    order_key   BLOB,
+    turn        INTEGER,
+    -- digests of worker, owner and idempotency key, and of the request
+    idempotency BLOB,
+    request     BLOB,
     -- the request, and the message: what belongs to each as JSON, and its body
     work        TEXT,
     work_body   BLOB,
