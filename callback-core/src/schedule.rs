@@ -121,6 +121,12 @@ impl Schedule {
         since_first_due > self.give_up_after
     }
 
+    /// The age at which a message is given up, whatever its attempts.
+    #[must_use]
+    pub const fn age_limit(&self) -> Duration {
+        self.give_up_after
+    }
+
     /// The longest wait that [`next`](Self::next) can return; zero for a single attempt.
     ///
     /// What is due later than this from now has a wrong due time, as after a leap of the clock.

@@ -4,6 +4,7 @@ use crate::{
     AcceptError, Clock, DeadLetters, EndError, Event, Interrupted, Lane, Outbox, OutboxError, Outcome, StartError,
     SystemClock, Task, WorkerBuilder,
     engine::Engine,
+    lane::Bounds,
     lane::{Lanes, Pool},
     outbox::{Store, Write, Written, write},
     outcome::OutcomeKind,
@@ -81,6 +82,8 @@ impl Dispatcher {
             memory: 64 << 20,
             accepting: 64 << 20,
             in_flight: 512,
+            host_in_flight: 128,
+            host_per_second: None,
             clock: Arc::new(SystemClock),
         }
     }
@@ -151,10 +154,12 @@ impl Dispatcher {
             Written::Done => {
                 engine.drop_task(id);
                 engine.ended(id);
+                // It may have held back others of its ordering key.
+                engine.look_again();
                 Ok(())
             }
             Written::Unknown => Err(EndError::Unknown),
-            Written::Superseded | Written::Claimed(_) => Err(EndError::Ended),
+            Written::Superseded | Written::Claimed(_) | Written::Ended(_) => Err(EndError::Ended),
         }
     }
 
@@ -175,7 +180,8 @@ impl Dispatcher {
             let now = engine.now();
             let to = state::after_run(OutcomeKind::Completed, row.dsn.is_some());
             // It is delivered from the store: whoever completes work elsewhere does not wait for its delivery.
-            let step = Write::Result { id, token: row.token, to, held: false, now, result, events: Vec::new() };
+            let (token, order, events) = (row.token, row.order, Vec::new());
+            let step = Write::Result { id, token, to, held: false, now, result, order, events };
             if let Written::Done = write(&*engine.store, step).await? {
                 engine.drop_run(&row);
                 if to.is_ended() {
@@ -257,6 +263,8 @@ pub struct DispatcherBuilder {
     memory: usize,
     accepting: usize,
     in_flight: usize,
+    host_in_flight: usize,
+    host_per_second: Option<f64>,
     clock: Arc<dyn Clock>,
 }
 
@@ -311,7 +319,22 @@ impl DispatcherBuilder {
         self
     }
 
+    /// Limits the attempts that are made at once to one destination, over all callers. Default 128, and at least what one
+    /// of its lanes may have.
+    pub const fn host_in_flight(mut self, attempts: usize) -> Self {
+        self.host_in_flight = attempts;
+        self
+    }
+
+    /// Limits the attempts that are begun a second to one destination, over all callers. Default: no limit.
+    pub const fn host_per_second(mut self, attempts: f64) -> Self {
+        self.host_per_second = Some(attempts);
+        self
+    }
+
     /// Limits the attempts that are made at once, over all lanes. Default 512; 0 counts as 1.
+    ///
+    /// Half of them, at most, go to destinations that could not be reached when last tried, or were never tried.
     pub const fn in_flight(mut self, attempts: usize) -> Self {
         self.in_flight = attempts;
         self
@@ -356,7 +379,15 @@ impl DispatcherBuilder {
             .start()
             .await
             .map_err(|error| if error.is_locked() { StartError::Locked(error) } else { StartError::Outbox(error) })?;
+        let breakers = self.store.breakers().await.map_err(StartError::Outbox)?;
         let wake = Arc::new(Notify::new());
+        let in_flight = self.in_flight.clamp(1, Semaphore::MAX_PERMITS);
+        let bounds = Bounds {
+            lane: self.lane,
+            special: self.lanes,
+            host_in_flight: self.host_in_flight,
+            host_per_second: self.host_per_second,
+        };
         let engine = Arc::new(Engine {
             store: self.store,
             sinks,
@@ -366,10 +397,11 @@ impl DispatcherBuilder {
             clock: self.clock,
             source: self.source,
             body_limit: self.body_limit,
-            lanes: Lanes::new(self.lane, self.lanes, &wake),
+            lanes: Lanes::new(bounds, &wake),
             memory: Pool::waking(self.memory, &wake),
             accepting: Pool::waking(self.accepting, &wake),
-            attempts: Semaphore::new(self.in_flight.clamp(1, Semaphore::MAX_PERMITS)),
+            attempts: Semaphore::new(in_flight),
+            doubtful: Semaphore::new(in_flight.div_ceil(2)),
             suspects: Semaphore::new(1),
             state: Mutex::default(),
             wake,
@@ -379,7 +411,12 @@ impl DispatcherBuilder {
             tasks: TaskTracker::new(),
             runtime: runtime::Handle::current(),
         });
+        let now = engine.now();
+        for open in &breakers {
+            engine.lanes.restore(open, open.until.since(now));
+        }
         engine.tasks.spawn(Arc::clone(&engine).claim_until_closed());
+        engine.tasks.spawn(Arc::clone(&engine).age_until_closed());
         engine.tasks.spawn(Arc::clone(&engine).name_missing_handlers());
         Ok(Dispatcher(Arc::new(Handle { engine })))
     }

@@ -3,13 +3,14 @@
 mod claim;
 mod deliver;
 mod run;
+mod sweep;
 
 use crate::{
     AcceptError, Clock, Event, Handler, Interrupted, OutboxError, Work, WorkerError,
     clock::Micros,
     lane::{Lanes, OpenLane, Pool, Slot},
     outbox::{NotQueued, Store, Write, Written},
-    row::{Request, Row, Stage, Stored},
+    row::{Order, OrderKey, Request, Row, Stage, Stored},
 };
 use callback_core::{Acknowledgment, Dsn, DsnError, Keys, Message, MessageId, Schedule, Sink, TaskId};
 use std::{
@@ -53,6 +54,8 @@ pub(crate) struct Engine {
     pub(crate) behind: AtomicBool,
     /// Attempts over all lanes.
     pub(crate) attempts: Semaphore,
+    /// Those of them that may go to destinations in trouble.
+    pub(crate) doubtful: Semaphore,
     /// Bytes of rows that wait to be stored for the first time.
     pub(crate) accepting: Arc<Pool>,
     /// Those who may have taken a process down run one at a time, so that none is blamed for another.
@@ -157,7 +160,7 @@ impl Engine {
     }
 
     fn task_row(&self, worker: &Arc<str>, work: Work) -> Result<Row, AcceptError> {
-        let Work { payload, dsn, owner, context } = work;
+        let Work { payload, dsn, owner, ordering_key, context } = work;
         self.check_size(payload.body().len())?;
         if let Some(dsn) = &dsn {
             self.check(dsn)?;
@@ -183,13 +186,13 @@ impl Engine {
             due: now,
             worker: Some(Arc::clone(worker)),
             owner: owner.map(Arc::from),
+            order: dsn.as_ref().zip(ordering_key).map(|(dsn, key)| self.order(dsn, &key)),
             dsn,
             starts: 0,
             attempts: 0,
             accepted_at: now,
             first_due: now,
             expires: Micros::NEVER,
-            order: None,
             idempotency: None,
             work: Some(Arc::new(Request { context, payload })),
             result: None,
@@ -197,7 +200,7 @@ impl Engine {
     }
 
     pub(crate) fn event_row(&self, event: Event) -> Result<Row, AcceptError> {
-        let Event { dsn, event_type, payload, id: event_id, subject, owner } = event;
+        let Event { dsn, event_type, payload, id: event_id, subject, owner, ordering_key } = event;
         self.check_size(payload.body().len())?;
         self.check(&dsn)?;
         let (id, now) = (TaskId::new(), self.now());
@@ -219,17 +222,22 @@ impl Engine {
             due: now,
             worker: None,
             owner: owner.map(Arc::from),
+            order: ordering_key.map(|key| self.order(&dsn, &key)),
             dsn: Some(dsn),
             starts: 0,
             attempts: 0,
             accepted_at: now,
             first_due: now,
             expires: Micros::NEVER,
-            order: None,
             idempotency: None,
             work: None,
             result: Some(Arc::new(stored)),
         })
+    }
+
+    /// What keeps a message behind those of the same key.
+    fn order(&self, dsn: &Dsn, key: &str) -> Order {
+        Order { key: OrderKey::new(dsn, key), stops: self.lanes.bounds().stops(&dsn.destination()) }
     }
 
     fn check_size(&self, bytes: usize) -> Result<(), AcceptError> {
@@ -305,6 +313,10 @@ impl Engine {
             let slots = Arc::clone(&self.state().workers.get(row.worker.as_ref()?)?.slots);
             Some(Place { lane: None, _stage: slots.take(1)?, _memory: memory })
         } else {
+            if row.order.is_some() {
+                // The store says when its turn is.
+                return None;
+            }
             let (lane, slot) = self.lanes.reserve(&row.lane()?)?;
             Some(Place { lane: Some(lane), _stage: slot, _memory: memory })
         }

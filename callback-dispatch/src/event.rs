@@ -21,12 +21,21 @@ pub struct Event {
     pub(crate) id: Option<MessageId>,
     pub(crate) subject: Option<String>,
     pub(crate) owner: Option<String>,
+    pub(crate) ordering_key: Option<String>,
 }
 
 impl Event {
     /// An event of this type for one destination.
     pub fn to(dsn: Dsn, event_type: impl Into<String>, payload: impl Into<Payload>) -> Self {
-        Self { dsn, event_type: event_type.into(), payload: payload.into(), id: None, subject: None, owner: None }
+        Self {
+            dsn,
+            event_type: event_type.into(),
+            payload: payload.into(),
+            id: None,
+            subject: None,
+            owner: None,
+            ordering_key: None,
+        }
     }
 
     /// Sets the event's id (`ce-id`). Default: the delivery's.
@@ -44,6 +53,16 @@ impl Event {
     /// Sets on whose behalf it is sent; chooses the key and the lane.
     pub fn owner(mut self, owner: impl Into<String>) -> Self {
         self.owner = Some(owner.into());
+        self
+    }
+
+    /// Keeps messages of this key to the same Dsn in order: one at a time, as they were stored.
+    ///
+    /// One that fails holds back its key alone, until it is delivered or dead; [`Lane::stop_when_dead`] says what is then.
+    ///
+    /// [`Lane::stop_when_dead`]: crate::Lane::stop_when_dead
+    pub fn ordering_key(mut self, key: impl Into<String>) -> Self {
+        self.ordering_key = Some(key.into());
         self
     }
 

@@ -1,32 +1,50 @@
 //! Bounds between destinations, so that a slow one costs the others nothing.
 
+mod health;
+mod pool;
+mod rate;
+
+pub(crate) use health::{Breaker, Sign};
+pub(crate) use pool::{Pool, Slot};
+
 use crate::row::digest;
 use callback_core::Destination;
+use health::Health;
+use rate::Rate;
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
-use tokio::sync::{Notify, Semaphore};
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::Instant,
+};
 
 /// The bounds of one lane: what one caller has going to one destination.
 ///
+/// A destination of which nothing is known gets one attempt at a time; each success doubles that, up to
+/// [`in_flight`](Self::in_flight). One that cannot be reached falls back to one, and its breaker opens.
+///
 /// ```
 /// use callback_dispatch::Lane;
+/// use std::time::Duration;
 ///
-/// let lane = Lane::default().in_flight(8);
+/// let lane = Lane::default().in_flight(8).per_second(50.0).breaker(3, Duration::from_secs(10));
 /// ```
 #[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct Lane {
     in_flight: usize,
+    per_second: Option<f64>,
+    failures: u32,
+    pause: Duration,
+    stops: bool,
 }
 
 impl Default for Lane {
     fn default() -> Self {
-        Self { in_flight: 64 }
+        Self { in_flight: 64, per_second: None, failures: 5, pause: Duration::from_secs(30), stops: false }
     }
 }
 
@@ -37,9 +55,31 @@ impl Lane {
         self
     }
 
-    /// How many messages wait in memory: four times as many as are in flight. More stay in the store.
-    const fn in_memory(self) -> usize {
-        self.in_flight.saturating_mul(4)
+    /// How many attempts are begun a second. Default: no limit.
+    ///
+    /// They come evenly, but for bursts of a tenth of a second. Zero, and what is no number, counts as one a day.
+    pub const fn per_second(mut self, attempts: f64) -> Self {
+        self.per_second = Some(attempts);
+        self
+    }
+
+    /// When nothing is sent for a while: after so many attempts in a row that found no way to the host, or no answer
+    /// within the deadline. Default: 5, and 30 s; 0 counts as 1.
+    ///
+    /// What waits is not attempted meanwhile, but it ages. After the pause one message is tried: what it finds closes the
+    /// breaker, or opens it for twice as long, up to ten minutes. It stays open through a restart.
+    pub const fn breaker(mut self, failures: u32, pause: Duration) -> Self {
+        self.failures = if failures == 0 { 1 } else { failures };
+        self.pause = pause;
+        self
+    }
+
+    /// Whether an ordering key stops at a message that is given up, until somebody replays or purges it.
+    ///
+    /// Default: no, the next message goes.
+    pub const fn stop_when_dead(mut self, stop: bool) -> Self {
+        self.stops = stop;
+        self
     }
 }
 
@@ -62,182 +102,303 @@ impl LaneKey {
     }
 }
 
-/// All lanes that have something in memory.
+/// An open breaker, as it is stored.
+#[derive(Clone, Debug)]
+pub(crate) struct OpenBreaker {
+    pub(crate) lane: LaneKey,
+    pub(crate) times: u32,
+    pub(crate) until: crate::clock::Micros,
+}
+
+/// What all lanes are bounded by.
+#[derive(Debug)]
+pub(crate) struct Bounds {
+    pub(crate) lane: Lane,
+    pub(crate) special: HashMap<Destination, Lane>,
+    /// Attempts at once to one destination, over all callers.
+    pub(crate) host_in_flight: usize,
+    pub(crate) host_per_second: Option<f64>,
+}
+
+impl Bounds {
+    pub(crate) fn of(&self, destination: &Destination) -> Lane {
+        self.special.get(destination).copied().unwrap_or(self.lane)
+    }
+
+    /// Whether the ordering keys of a destination stop at what is given up.
+    pub(crate) fn stops(&self, destination: &Destination) -> bool {
+        self.of(destination).stops
+    }
+}
+
+/// All lanes that have something in memory, and those whose far end is in trouble.
 #[derive(Debug)]
 pub(crate) struct Lanes {
-    default: Lane,
-    special: HashMap<Destination, Lane>,
+    bounds: Bounds,
     open: Mutex<HashMap<LaneKey, Arc<OpenLane>>>,
+    hosts: Mutex<HashMap<Destination, Arc<Host>>>,
     wake: Arc<Notify>,
+}
+
+/// What all lanes to one destination share.
+#[derive(Debug)]
+pub(crate) struct Host {
+    pub(crate) attempts: Semaphore,
+    pub(crate) rate: Option<Rate>,
 }
 
 #[derive(Debug)]
 pub(crate) struct OpenLane {
-    pub(crate) attempts: Semaphore,
+    bounds: Lane,
+    /// As many permits as the window allows, less those in use.
+    attempts: Semaphore,
+    state: Mutex<LaneState>,
+    pub(crate) rate: Option<Rate>,
+    pub(crate) host: Arc<Host>,
     pub(crate) slots: Arc<Pool>,
+}
+
+#[derive(Debug)]
+struct LaneState {
+    health: Health,
+    /// Permits in use beyond the window: so many are not given back.
+    surplus: usize,
+}
+
+/// A place among the attempts of a lane; gives itself back.
+#[derive(Debug)]
+pub(crate) struct LanePermit {
+    lane: Arc<OpenLane>,
 }
 
 /// More open lanes than this are looked through for idle ones.
 const IDLE_LANES: usize = 1_024;
 
+/// How many messages wait in memory for each attempt that may be made; more stay in the store.
+const IN_MEMORY: usize = 4;
+
 impl Lanes {
     /// `wake` is told when a lane that was full has places again.
-    pub(crate) fn new(default: Lane, special: HashMap<Destination, Lane>, wake: &Arc<Notify>) -> Self {
-        Self { default, special, open: Mutex::default(), wake: Arc::clone(wake) }
+    pub(crate) fn new(bounds: Bounds, wake: &Arc<Notify>) -> Self {
+        Self { bounds, open: Mutex::default(), hosts: Mutex::default(), wake: Arc::clone(wake) }
     }
 
-    /// A place in the lane's memory; none when it is full.
+    pub(crate) const fn bounds(&self) -> &Bounds {
+        &self.bounds
+    }
+
+    /// A place in the lane's memory; none when it is full, or closed.
     pub(crate) fn reserve(&self, key: &LaneKey) -> Option<(Arc<OpenLane>, Slot)> {
         let lane = self.lane(key);
+        if lane.closed_until(Instant::now()).is_some() {
+            return None;
+        }
         let slot = lane.slots.take(1)?;
         Some((lane, slot))
     }
 
     pub(crate) fn lane(&self, key: &LaneKey) -> Arc<OpenLane> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        self.get_or_open(key, Health::new)
+    }
+
+    /// Goes on where a former process was.
+    pub(crate) fn restore(&self, open: &OpenBreaker, left: Duration) {
+        self.get_or_open(&open.lane, || Health::reopened(open.times, left, Instant::now()));
+    }
+
+    fn get_or_open(&self, key: &LaneKey, health: impl FnOnce() -> Health) -> Arc<OpenLane> {
+        let mut open = lock(&self.open);
         if let Some(lane) = open.get(key) {
             return Arc::clone(lane);
         }
         if open.len() >= IDLE_LANES {
+            let now = Instant::now();
             // Whoever is about to take a slot holds the lane.
-            open.retain(|_, lane| lane.slots.used() > 0 || Arc::strong_count(lane) > 1);
+            open.retain(|_, lane| {
+                lane.slots.used() > 0 || Arc::strong_count(lane) > 1 || lane.closed_until(now).is_some()
+            });
         }
-        let bounds = self.special.get(&key.destination).copied().unwrap_or(self.default);
+        let bounds = self.bounds.of(&key.destination);
+        let health = health();
         let lane = Arc::new(OpenLane {
-            attempts: Semaphore::new(bounds.in_flight.min(Semaphore::MAX_PERMITS)),
-            slots: Pool::waking(bounds.in_memory(), &self.wake),
+            attempts: Semaphore::new(health.window()),
+            slots: Pool::waking(IN_MEMORY * health.window(), &self.wake),
+            state: Mutex::new(LaneState { health, surplus: 0 }),
+            rate: Rate::new(bounds.per_second),
+            host: self.host(&key.destination, bounds.in_flight),
+            bounds,
         });
         open.insert(key.clone(), Arc::clone(&lane));
         lane
     }
 
-    /// The lanes that have no place left: their messages stay in the store.
-    pub(crate) fn full(&self) -> Vec<LaneKey> {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.iter().filter(|(_, lane)| lane.slots.is_full()).map(|(key, _)| key.clone()).collect()
-    }
-}
-
-/// A count with a limit.
-///
-/// Once it was used up it counts as full until half of it is free, so that what waits in the store comes in batches.
-#[derive(Debug)]
-pub(crate) struct Pool {
-    used: AtomicUsize,
-    limit: usize,
-    /// Whether somebody was turned away since it was last half free.
-    missed: AtomicBool,
-    wake: Arc<Notify>,
-}
-
-impl Pool {
-    /// `wake` is told when half of the pool is free again, if somebody was turned away before.
-    pub(crate) fn waking(limit: usize, wake: &Arc<Notify>) -> Arc<Self> {
-        Arc::new(Self { used: AtomicUsize::new(0), limit, missed: AtomicBool::new(false), wake: Arc::clone(wake) })
-    }
-
-    /// Takes `amount`, unless the pool is used up. The last one in may exceed the limit, so that none is too large.
-    pub(crate) fn take(self: &Arc<Self>, amount: usize) -> Option<Slot> {
-        let take = |used| (used < self.limit).then(|| used + amount);
-        if self.used.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok() {
-            return Some(Slot { pool: Arc::clone(self), amount });
+    fn host(&self, destination: &Destination, lane: usize) -> Arc<Host> {
+        let mut hosts = lock(&self.hosts);
+        if let Some(host) = hosts.get(destination) {
+            return Arc::clone(host);
         }
-        self.missed.store(true, Ordering::SeqCst);
-        None
-    }
-
-    /// Takes `amount`, whatever the limit.
-    pub(crate) fn take_anyway(self: &Arc<Self>, amount: usize) -> Slot {
-        self.used.fetch_add(amount, Ordering::SeqCst);
-        Slot { pool: Arc::clone(self), amount }
-    }
-
-    fn used(&self) -> usize {
-        self.used.load(Ordering::SeqCst)
-    }
-
-    /// Whether less than half of it is free; whoever asks is turned away then.
-    pub(crate) fn is_full(&self) -> bool {
-        if self.used() <= self.limit / 2 {
-            return false;
+        if hosts.len() >= IDLE_LANES {
+            hosts.retain(|_, host| Arc::strong_count(host) > 1);
         }
-        self.missed.store(true, Ordering::SeqCst);
-        // What became free before that was noted has told nobody.
-        self.used() > self.limit / 2
+        let in_flight = self.bounds.host_in_flight.max(lane).min(Semaphore::MAX_PERMITS);
+        let rate = Rate::new(self.bounds.host_per_second);
+        let host = Arc::new(Host { attempts: Semaphore::new(in_flight), rate });
+        hosts.insert(destination.clone(), Arc::clone(&host));
+        host
+    }
+
+    /// The lanes that take nothing more: their messages stay in the store. And when the first of them opens by itself.
+    pub(crate) fn left_out(&self) -> (Vec<LaneKey>, Option<Instant>) {
+        let now = Instant::now();
+        let mut opens: Option<Instant> = None;
+        let open = lock(&self.open);
+        let left_out = open.iter().filter(|(_, lane)| {
+            let closed_until = lane.closed_until(now);
+            opens = opens.into_iter().chain(closed_until).min();
+            closed_until.is_some() || lane.slots.is_full()
+        });
+        (left_out.map(|(key, _)| key.clone()).collect(), opens)
     }
 }
 
-/// A part of a [`Pool`], given back when dropped.
-#[derive(Debug)]
-pub(crate) struct Slot {
-    pool: Arc<Pool>,
-    amount: usize,
+impl OpenLane {
+    /// Waits for a place among the attempts.
+    pub(crate) async fn enter(self: &Arc<Self>) -> Option<LanePermit> {
+        self.attempts.acquire().await.ok()?.forget();
+        Some(LanePermit { lane: Arc::clone(self) })
+    }
+
+    /// Until when nothing is sent.
+    pub(crate) fn closed_until(&self, now: Instant) -> Option<Instant> {
+        self.state().health.closed_until(now)
+    }
+
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.state().health.is_doubtful()
+    }
+
+    /// Takes in what an attempt said of the far end.
+    pub(crate) fn learn(&self, sign: Sign) -> Option<Breaker> {
+        let mut state = self.state();
+        let before = state.health.window();
+        let change = state.health.after(sign, &self.bounds, Instant::now());
+        let window = state.health.window();
+        if window > before {
+            let (more, surplus) = (window - before, state.surplus);
+            state.surplus = surplus.saturating_sub(more);
+            self.attempts.add_permits(more.saturating_sub(surplus));
+        } else if window < before {
+            let free = self.attempts.forget_permits(before - window);
+            state.surplus += before - window - free;
+        }
+        drop(state);
+        if window != before {
+            self.slots.resize(window.saturating_mul(IN_MEMORY));
+        }
+        change
+    }
+
+    fn state(&self) -> MutexGuard<'_, LaneState> {
+        lock(&self.state)
+    }
 }
 
-impl Drop for Slot {
+impl Drop for LanePermit {
     fn drop(&mut self) {
-        let (half, before) = (self.pool.limit / 2, self.pool.used.fetch_sub(self.amount, Ordering::SeqCst));
-        if before > half && before - self.amount <= half && self.pool.missed.swap(false, Ordering::SeqCst) {
-            self.pool.wake.notify_one();
+        let mut state = self.lane.state();
+        if state.surplus > 0 {
+            state.surplus -= 1;
+        } else {
+            self.lane.attempts.add_permits(1);
         }
     }
+}
+
+/// Every change under these locks is whole before it can panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt;
 
     fn key(destination: &str) -> LaneKey {
         LaneKey { owner: None, destination: destination.parse().expect("valid") }
     }
 
+    fn lanes(lane: Lane) -> Lanes {
+        let bounds = Bounds { lane, special: HashMap::new(), host_in_flight: 4, host_per_second: None };
+        Lanes::new(bounds, &Arc::default())
+    }
+
+    fn permits(lane: &Arc<OpenLane>) -> Vec<LanePermit> {
+        std::iter::from_fn(|| lane.enter().now_or_never().flatten()).collect()
+    }
+
     #[test]
     fn a_full_lane_leaves_the_others_their_places() {
-        let lanes = Lanes::new(Lane::default().in_flight(1), HashMap::new(), &Arc::default());
+        let lanes = lanes(Lane::default());
         let slots: Vec<_> = (0..4).map(|_| lanes.reserve(&key("https://a:443")).expect("a place")).collect();
         assert!(lanes.reserve(&key("https://a:443")).is_none());
-        assert_eq!(lanes.full(), [key("https://a:443")]);
+        assert_eq!(lanes.left_out(), (vec![key("https://a:443")], None));
         assert!(lanes.reserve(&key("https://b:443")).is_some());
         drop(slots);
-        assert!(lanes.full().is_empty());
+        assert!(lanes.left_out().0.is_empty());
         assert!(lanes.reserve(&key("https://a:443")).is_some());
     }
 
     #[test]
-    fn callers_have_lanes_of_their_own() {
-        let lanes = Lanes::new(Lane::default().in_flight(1), HashMap::new(), &Arc::default());
-        let _slots: Vec<_> = (0..4).map(|_| lanes.reserve(&key("https://a:443")).expect("a place")).collect();
+    fn callers_have_lanes_of_their_own_and_share_the_host() {
+        let lanes = lanes(Lane::default());
         let other = LaneKey { owner: Some("other".into()), ..key("https://a:443") };
+        assert!(Arc::ptr_eq(&lanes.lane(&key("https://a:443")).host, &lanes.lane(&other).host));
+        let _slots: Vec<_> = (0..4).map(|_| lanes.reserve(&key("https://a:443")).expect("a place")).collect();
         assert!(lanes.reserve(&other).is_some());
+        assert_ne!(key("https://a:443").number(), other.number());
     }
 
     #[test]
-    fn idle_lanes_are_forgotten() {
-        let lanes = Lanes::new(Lane::default(), HashMap::new(), &Arc::default());
+    fn a_closed_lane_is_left_out_until_it_opens() {
+        let lanes = lanes(Lane::default().breaker(1, Duration::from_secs(30)));
+        let lane = lanes.lane(&key("https://a:443"));
+        assert!(matches!(lane.learn(Sign::Unreachable), Some(Breaker::Opened { times: 1, .. })));
+        let (left_out, opens) = lanes.left_out();
+        assert_eq!(left_out, [key("https://a:443")]);
+        assert_eq!(opens, lane.closed_until(Instant::now()));
+        assert!(lanes.reserve(&key("https://a:443")).is_none());
+    }
+
+    #[test]
+    fn as_many_attempts_are_made_as_the_window_allows() {
+        let lanes = lanes(Lane::default().in_flight(4));
+        let lane = lanes.lane(&key("https://a:443"));
+        let mut held = permits(&lane);
+        assert_eq!(held.len(), 1);
+        lane.learn(Sign::Reached);
+        lane.learn(Sign::Reached);
+        held.extend(permits(&lane));
+        assert_eq!(held.len(), 4);
+        lane.learn(Sign::Unreachable);
+        assert!(permits(&lane).is_empty());
+        held.truncate(1);
+        assert!(permits(&lane).is_empty(), "what was in flight beyond the window is not given back");
+        lane.learn(Sign::Reached);
+        assert_eq!(permits(&lane).len(), 1);
+        held.clear();
+        assert_eq!(permits(&lane).len(), 2);
+    }
+
+    #[test]
+    fn idle_lanes_are_forgotten_and_closed_ones_are_not() {
+        let lanes = lanes(Lane::default().breaker(1, Duration::from_secs(30)));
+        lanes.lane(&key("https://closed:443")).learn(Sign::Unreachable);
         for number in 0..3 * IDLE_LANES {
             drop(lanes.reserve(&key(&format!("https://host{number}:443"))));
         }
-        assert!(lanes.open.lock().expect("not poisoned").len() <= IDLE_LANES);
-    }
-
-    #[test]
-    fn who_was_turned_away_is_told_when_half_is_free() {
-        use futures_util::FutureExt;
-        let wake = Arc::new(Notify::new());
-        let pool = Pool::waking(4, &wake);
-        let told = || wake.notified().now_or_never().is_some();
-        let mut slots: Vec<Slot> = (0..4).map_while(|_| pool.take(1)).collect();
-        slots.truncate(2);
-        assert!(!told(), "nobody was turned away");
-        slots.extend((0..2).map_while(|_| pool.take(1)));
-        assert!(pool.take(1).is_none());
-        slots.truncate(3);
-        assert!(!told(), "less than half is free");
-        slots.truncate(2);
-        assert!(told());
-        slots.extend(pool.take(1));
-        assert!(pool.is_full(), "more than half is used");
-        slots.truncate(2);
-        assert!(told(), "a claim that left the lane out is told too");
+        assert!(lock(&lanes.open).len() <= IDLE_LANES);
+        assert!(lock(&lanes.hosts).len() <= IDLE_LANES + 1);
+        assert!(lanes.reserve(&key("https://closed:443")).is_none());
     }
 }

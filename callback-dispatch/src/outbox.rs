@@ -11,8 +11,8 @@ pub use sqlite::SqliteOutbox;
 use crate::{
     clock::Micros,
     dead_letter::{DeadLetter, DeadLetterQuery},
-    lane::LaneKey,
-    row::{FailedRow, Row, Stage, Stored},
+    lane::{LaneKey, OpenBreaker},
+    row::{FailedRow, Order, Row, Stage, Stored},
 };
 use async_trait::async_trait;
 use callback_core::{BoxError, TaskId};
@@ -64,6 +64,9 @@ pub(crate) trait Store: fmt::Debug + Send + Sync + 'static {
     /// The workers that accepted work waits for which nobody holds.
     async fn waiting_workers(&self) -> Result<Vec<String>, OutboxError>;
 
+    /// The breakers that were open when last heard of.
+    async fn breakers(&self) -> Result<Vec<OpenBreaker>, OutboxError>;
+
     async fn dead_letters(&self, query: &DeadLetterQuery) -> Result<Vec<DeadLetter>, OutboxError>;
 
     async fn dead_letter(&self, id: TaskId) -> Result<Option<DeadLetter>, OutboxError>;
@@ -89,22 +92,53 @@ pub(crate) async fn write(store: &dyn Store, write: Write) -> Result<Written, Ou
 }
 
 /// One change to an outbox.
+///
+/// A row with an order takes its turn when its message is stored, and is due when it is the first of its key. When it ends
+/// the next one is.
 #[derive(Clone, Debug)]
 pub(crate) enum Write {
     /// A new row.
     Insert(Arc<Row>),
     /// A result, and the events that were published with it, if the row is open and the token is current.
-    Result { id: TaskId, token: u32, to: Stage, held: bool, now: Micros, result: Arc<Stored>, events: Vec<Arc<Row>> },
+    Result {
+        id: TaskId,
+        token: u32,
+        to: Stage,
+        held: bool,
+        now: Micros,
+        result: Arc<Stored>,
+        order: Option<Order>,
+        events: Vec<Arc<Row>>,
+    },
     /// The work is done elsewhere; the events that were published so far, if the row is open and the token current.
-    Defer { id: TaskId, token: u32, events: Vec<Arc<Row>> },
+    Defer {
+        id: TaskId,
+        token: u32,
+        events: Vec<Arc<Row>>,
+    },
     /// A step of a row that is at `from` with this token.
     Settle(Settle),
     /// The end of a row that has none.
-    Cancel { id: TaskId, now: Micros },
+    Cancel {
+        id: TaskId,
+        now: Micros,
+    },
     /// A new delivery of a dead row.
-    Replay { id: TaskId, now: Micros },
+    Replay {
+        id: TaskId,
+        now: Micros,
+    },
     /// Takes due rows into the caller's hands.
     Claim(Claim),
+    /// Gives up free rows of these lanes that were first due before.
+    Age {
+        lanes: Vec<LaneKey>,
+        before: Micros,
+        now: Micros,
+        limit: usize,
+    },
+    OpenBreaker(OpenBreaker),
+    CloseBreaker(LaneKey),
     /// Gives back what a dead process held.
     Recover,
 }
@@ -121,6 +155,7 @@ pub(crate) struct Settle {
     pub(crate) attempts: u32,
     pub(crate) now: Micros,
     pub(crate) failed: Option<FailedRow>,
+    pub(crate) order: Option<Order>,
 }
 
 /// Which rows are taken.
@@ -130,8 +165,8 @@ pub(crate) struct Claim {
     pub(crate) limit: usize,
     /// The handlers that this process has.
     pub(crate) workers: Vec<Arc<str>>,
-    /// Those of them that have no place for more.
-    pub(crate) full: Vec<LaneKey>,
+    /// The lanes that take nothing more.
+    pub(crate) left_out: Vec<LaneKey>,
 }
 
 /// What became of a write.
@@ -145,6 +180,8 @@ pub(crate) enum Written {
     Unknown,
     /// These rows are in the caller's hands, oldest first.
     Claimed(Vec<Row>),
+    /// These have ended.
+    Ended(Vec<TaskId>),
 }
 
 /// Why a write was not queued.

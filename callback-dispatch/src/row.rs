@@ -31,7 +31,7 @@ pub(crate) struct Row {
     /// When the task ends by itself; never, if nobody asked for it.
     pub(crate) expires: Micros,
     /// Messages of one key are attempted one at a time, in the order in which they were stored.
-    pub(crate) order: Option<OrderKey>,
+    pub(crate) order: Option<Order>,
     pub(crate) idempotency: Option<Idempotency>,
     pub(crate) work: Option<Arc<Request>>,
     pub(crate) result: Option<Arc<Stored>>,
@@ -49,6 +49,14 @@ impl Row {
         let result = self.result.as_ref().map_or(0, |result| body(result.message.payload()));
         1_024 + work + result
     }
+}
+
+/// How a message is ordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Order {
+    pub(crate) key: OrderKey,
+    /// Whether it holds back the others when it is dead, too.
+    pub(crate) stops: bool,
 }
 
 /// What messages of one ordering key to one Dsn have in common: a digest of both.

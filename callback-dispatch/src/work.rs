@@ -25,6 +25,7 @@ pub struct Work {
     pub(crate) payload: Payload,
     pub(crate) dsn: Option<Dsn>,
     pub(crate) owner: Option<String>,
+    pub(crate) ordering_key: Option<String>,
     pub(crate) context: Context,
 }
 
@@ -52,7 +53,7 @@ pub(crate) struct Context {
 impl Work {
     /// Work with this request as its payload.
     pub fn new(payload: impl Into<Payload>) -> Self {
-        Self { payload: payload.into(), dsn: None, owner: None, context: Context::default() }
+        Self { payload: payload.into(), dsn: None, owner: None, ordering_key: None, context: Context::default() }
     }
 
     /// Sets where the result goes. Default: it is stored, and nothing is sent.
@@ -70,6 +71,17 @@ impl Work {
     /// Sets on whose behalf the work is done; chooses the key and the lane.
     pub fn owner(mut self, owner: impl Into<String>) -> Self {
         self.owner = Some(owner.into());
+        self
+    }
+
+    /// Keeps results of this key to the same Dsn in order: one at a time, as they were stored.
+    ///
+    /// One that fails holds back its key alone, until it is delivered or dead; [`Lane::stop_when_dead`] says what is then.
+    /// Runs are not ordered.
+    ///
+    /// [`Lane::stop_when_dead`]: crate::Lane::stop_when_dead
+    pub fn ordering_key(mut self, key: impl Into<String>) -> Self {
+        self.ordering_key = Some(key.into());
         self
     }
 

@@ -11,7 +11,10 @@ use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
-use tokio::{sync::oneshot, time::sleep};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep},
+};
 
 /// How many rows are taken at once.
 const CLAIM: usize = 256;
@@ -25,6 +28,14 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// How long after its start a dispatcher names the handlers that stored work waits for.
 const MISSING_HANDLERS: Duration = Duration::from_secs(10);
 
+/// What a claim leaves.
+struct Claimed {
+    /// Whether more may be due.
+    more: bool,
+    /// When the first closed lane may be tried again.
+    opens: Option<Instant>,
+}
+
 impl Engine {
     /// Claims what is due until the dispatcher closes.
     pub(crate) async fn claim_until_closed(self: Arc<Self>) {
@@ -32,14 +43,18 @@ impl Engine {
         let mut next = Some(Micros(0));
         // The time up to which everything due was looked for: what is due later must not be passed over.
         let mut seen = Micros(0);
+        // When a closed lane may be tried again.
+        let mut opens: Option<Instant> = None;
         loop {
             let now = self.now();
             let is_due = next.is_some_and(|due| due <= now);
             if self.behind.swap(false, Ordering::AcqRel) || is_due {
                 seen = now;
                 match self.claim(now).await {
-                    Ok(true) => self.behind.store(true, Ordering::Release),
-                    Ok(false) => {}
+                    Ok(claimed) => {
+                        self.behind.fetch_or(claimed.more, Ordering::AcqRel);
+                        opens = claimed.opens;
+                    }
                     Err(()) => {
                         self.behind.store(true, Ordering::Release);
                         if self.pause(Duration::from_secs(1)).await {
@@ -53,6 +68,7 @@ impl Engine {
             next = self.store.next_due(seen).await.unwrap_or_else(|_| Some(self.now().after(SWEEP)));
             let wait = next.map_or(LONGEST_SLEEP, |due| due.since(self.now()).min(LONGEST_SLEEP));
             let wait = if shared { wait.min(SWEEP) } else { wait };
+            let wait = opens.map_or(wait, |opens| wait.min(opens.saturating_duration_since(Instant::now())));
             tokio::select! {
                 biased;
                 () = self.closing.cancelled() => return,
@@ -66,18 +82,18 @@ impl Engine {
         }
     }
 
-    /// Claims a batch and hands it over; whether more may be due.
-    async fn claim(self: &Arc<Self>, now: Micros) -> Result<bool, ()> {
+    /// Claims a batch and hands it over.
+    async fn claim(self: &Arc<Self>, now: Micros) -> Result<Claimed, ()> {
         if self.memory.is_full() {
-            return Ok(true);
+            return Ok(Claimed { more: true, opens: None });
         }
-        let full = self.lanes.full();
-        let (workers, left_out) = {
+        let (full, opens) = self.lanes.left_out();
+        let (workers, full_workers) = {
             let state = self.state();
             let (ready, full): (Vec<_>, Vec<_>) = state.workers.iter().partition(|(_, worker)| !worker.slots.is_full());
             (ready.into_iter().map(|(name, _)| Arc::clone(name)).collect(), full.len())
         };
-        let partial = left_out > 0 || !full.is_empty();
+        let partial = full_workers > 0 || !full.is_empty();
         let (sender, receiver) = oneshot::channel();
         let engine = Arc::clone(self);
         // The hand-over happens where the commit is known: a cancel that is stored later finds the run.
@@ -98,14 +114,14 @@ impl Engine {
             };
             let _ = sender.send(claimed);
         });
-        let claim = Claim { now, limit: CLAIM, workers, full };
+        let claim = Claim { now, limit: CLAIM, workers, left_out: full };
         self.store.submit(Write::Claim(claim), done).map_err(drop)?;
         let claimed = receiver.await.unwrap_or(Err(()))?;
         if claimed == CLAIM {
             // There may be more, and nothing else needs to happen before it is taken.
             self.wake.notify_one();
         }
-        Ok(partial || claimed == CLAIM)
+        Ok(Claimed { more: partial || claimed == CLAIM, opens })
     }
 
     /// A claimed row gets a place even where its lane is full: a claim is small.
@@ -144,7 +160,7 @@ impl Engine {
     }
 
     /// Waits; true if the dispatcher closed meanwhile.
-    async fn pause(&self, wait: Duration) -> bool {
+    pub(super) async fn pause(&self, wait: Duration) -> bool {
         tokio::select! {
             () = self.closing.cancelled() => true,
             () = sleep(wait) => false,

@@ -1,31 +1,45 @@
 //! An attempt: from a row with a result to what the destination said of it.
 
-use super::{Engine, Place};
+use super::{Engine, Place, chain};
 use crate::{
+    OutboxError,
     clock::Micros,
-    outbox::{Settle, Write},
+    lane::{Breaker, LanePermit, OpenBreaker, OpenLane, Sign},
+    outbox::{Settle, Write, Written},
     row::{FailedRow, Row},
     state::{self, Verdict},
 };
 use callback_core::{Attempt, Message, Receipt, SinkError, TaskId};
 use futures_util::FutureExt;
 use std::{panic::AssertUnwindSafe, sync::Arc};
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::SemaphorePermit,
+    time::{Instant, timeout_at},
+};
 use tokio_util::sync::CancellationToken;
+
+/// What an attempt takes while it goes on.
+struct Places<'a> {
+    _lane: LanePermit,
+    _host: SemaphorePermit<'a>,
+    _doubtful: Option<SemaphorePermit<'a>>,
+    _all: SemaphorePermit<'a>,
+}
 
 impl Engine {
     /// Makes one attempt and stores what follows from it.
     pub(super) async fn deliver(self: &Arc<Self>, row: Arc<Row>, place: Place, cancelled: Option<&CancellationToken>) {
         let (Some(result), Some(lane)) = (&row.result, place.lane.clone()) else { return };
-        let permits = async { lane.attempts.acquire().await.ok().zip(self.attempts.acquire().await.ok()) };
-        let permit = tokio::select! {
+        let places = tokio::select! {
             biased;
-            permits = permits => permits,
-            // A closing dispatcher still delivers what it has in hand, but waits for no permit.
+            places = self.places(&lane) => places,
+            // A closing dispatcher still delivers what it has in hand, but waits for no place.
             () = self.closing.cancelled() => None,
         };
-        let Some(permit) = permit else {
+        let Some(places) = places else {
             self.release(&row).await;
+            drop(place);
+            self.look_again();
             return;
         };
         if cancelled.is_some_and(CancellationToken::is_cancelled) {
@@ -37,7 +51,10 @@ impl Engine {
             () = self.closed.cancelled() => None,
             answer = self.attempt(&row, &result.message, result.traceparent.as_deref(), now) => Some(answer),
         };
-        drop(permit);
+        if let Some(answer) = &attempt {
+            self.learn(&row, &lane, Sign::of(answer.as_ref()));
+        }
+        drop(places);
         let Some(answer) = attempt else {
             // Whether it was delivered is unknown; the next start tries again.
             self.release(&row).await;
@@ -73,6 +90,7 @@ impl Engine {
             attempts: number,
             now: self.now(),
             failed,
+            order: row.order,
         };
         let stored = self.persist(Write::Settle(step)).await;
         drop(place);
@@ -81,9 +99,55 @@ impl Engine {
                 // It may have come due while it was stored, and have been passed over.
                 Verdict::Retry { due } if due <= self.now() => self.look_again(),
                 Verdict::Retry { .. } => self.wake.notify_one(),
-                Verdict::Delivered | Verdict::Dead => self.ended(row.id),
+                Verdict::Delivered | Verdict::Dead => {
+                    self.ended(row.id);
+                    if row.order.is_some() {
+                        self.look_again();
+                    }
+                }
             }
         }
+    }
+
+    /// Waits for all that an attempt needs; none if the lane is closed.
+    async fn places<'a>(&'a self, lane: &'a Arc<OpenLane>) -> Option<Places<'a>> {
+        let permit = lane.enter().await?;
+        for rate in lane.rate.iter().chain(&lane.host.rate) {
+            if lane.closed_until(Instant::now()).is_some() {
+                return None;
+            }
+            rate.wait().await;
+        }
+        let host = lane.host.attempts.acquire().await.ok()?;
+        // What hangs must not take the place of what goes well.
+        let doubtful = if lane.is_doubtful() { Some(self.doubtful.acquire().await.ok()?) } else { None };
+        let all = self.attempts.acquire().await.ok()?;
+        let is_open = lane.closed_until(Instant::now()).is_none();
+        is_open.then_some(Places { _lane: permit, _host: host, _doubtful: doubtful, _all: all })
+    }
+
+    /// Takes in what an attempt said of the far end, and stores what the breaker does about it.
+    fn learn(&self, row: &Row, lane: &OpenLane, sign: Sign) {
+        let Some(change) = lane.learn(sign) else { return };
+        let Some(lane) = row.lane() else { return };
+        let destination = lane.destination.clone();
+        let write = match change {
+            Breaker::Opened { pause, times } => {
+                tracing::warn!(%destination, pause_s = pause.as_secs(), times, "a breaker opened");
+                Write::OpenBreaker(OpenBreaker { lane, times, until: self.now().after(pause) })
+            }
+            Breaker::Closed => {
+                tracing::info!(%destination, "a breaker closed");
+                Write::CloseBreaker(lane)
+            }
+        };
+        // Nobody waits for it: lost in a crash, it costs as many attempts as it took to open.
+        let done = Box::new(|result: Result<Written, OutboxError>| {
+            if let Err(error) = result {
+                tracing::warn!(error = %chain(&error), "the state of a breaker could not be stored");
+            }
+        });
+        let _ = self.store.submit(write, done);
     }
 
     /// Signs, and gives the message to the sink of its scheme.

@@ -139,8 +139,8 @@ impl Engine {
         let place = if next.stage == Stage::Delivering { self.reserve(&next) } else { None };
         next.held = place.is_some();
         let has_events = !events.is_empty();
-        let write =
-            Write::Result { id: row.id, token: row.token, to: next.stage, held: next.held, now, result, events };
+        let (id, token, to, held, order) = (row.id, row.token, next.stage, next.held, row.order);
+        let write = Write::Result { id, token, to, held, now, result, order, events };
         if !self.persist(write).await {
             return None;
         }
@@ -194,6 +194,7 @@ impl Engine {
             attempts: row.attempts,
             now: self.now(),
             failed: None,
+            order: row.order,
         })
     }
 

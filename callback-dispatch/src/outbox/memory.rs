@@ -4,7 +4,8 @@ use super::{Claim, Done, Erase, Erased, NotQueued, Outbox, OutboxError, Settle, 
 use crate::{
     clock::Micros,
     dead_letter::{DeadLetter, DeadLetterQuery},
-    row::{FailedRow, Row, Stage},
+    lane::{LaneKey, OpenBreaker},
+    row::{FailedRow, OrderKey, Row, Stage},
 };
 use async_trait::async_trait;
 use callback_core::TaskId;
@@ -30,12 +31,33 @@ struct State {
     by_id: HashMap<TaskId, u64>,
     /// Pending rows that nobody holds, by when they are due.
     free: BTreeSet<(Micros, u64)>,
+    /// The same, by whom they wait for.
+    queues: HashMap<Queue, BTreeSet<(Micros, u64)>>,
+    /// The messages of each ordering key that hold back the later ones.
+    turns: HashMap<OrderKey, BTreeMap<u64, u64>>,
+    breakers: HashMap<LaneKey, OpenBreaker>,
     ended: VecDeque<u64>,
     next: u64,
 }
 
+/// Whom a row waits for.
+#[derive(PartialEq, Eq, Hash)]
+enum Queue {
+    Worker(Arc<str>),
+    Lane(LaneKey),
+    None,
+}
+
+impl Queue {
+    fn of(row: &Row) -> Self {
+        let worker = row.worker.clone().filter(|_| matches!(row.stage, Stage::Accepted | Stage::Started));
+        worker.map(Self::Worker).or_else(|| row.lane().map(Self::Lane)).unwrap_or(Self::None)
+    }
+}
+
 struct Entry {
     row: Arc<Row>,
+    turn: Option<u64>,
     ended_at: Micros,
     failed: Vec<FailedRow>,
 }
@@ -54,13 +76,14 @@ impl MemoryOutbox {
 
 impl State {
     fn insert(&mut self, row: Arc<Row>) {
-        let key = self.next;
+        let (key, id, is_message) = (self.next, row.id, row.stage == Stage::Delivering);
         self.next += 1;
-        if !row.held && !row.stage.is_ended() {
-            self.free.insert((row.due, key));
+        self.by_id.insert(id, key);
+        self.rows.insert(key, Entry { row, turn: None, ended_at: Micros(0), failed: Vec::new() });
+        if is_message {
+            self.enqueue(key);
         }
-        self.by_id.insert(row.id, key);
-        self.rows.insert(key, Entry { row, ended_at: Micros(0), failed: Vec::new() });
+        self.note_free(key);
     }
 
     /// Changes a row if it is as `expected`; keeps the indexes true.
@@ -76,27 +99,106 @@ impl State {
         if !expected(&entry.row) {
             return Written::Superseded;
         }
-        self.free.remove(&(entry.row.due, key));
+        let place = (entry.row.due, key);
+        let free = (!entry.row.held).then(|| Queue::of(&entry.row));
+        let was_message = entry.row.stage == Stage::Delivering;
         let row = Arc::make_mut(&mut entry.row);
         change(row);
-        if row.stage.is_ended() && row.work.is_none() && row.stage != Stage::Dead {
-            self.rows.remove(&key);
-            self.by_id.remove(&id);
-        } else if row.stage.is_ended() {
+        let (is_message, is_ended) = (row.stage == Stage::Delivering, row.stage.is_ended());
+        let is_kept = row.work.is_some() || row.stage == Stage::Dead;
+        if is_ended {
             entry.ended_at = now;
-            self.ended.push_back(key);
-        } else if !row.held {
-            self.free.insert((row.due, key));
+        }
+        if let Some(queue) = free {
+            self.unnote_free(&queue, place);
+        }
+        if is_message && !was_message {
+            self.enqueue(key);
+        } else if is_ended {
+            self.leave(key, now);
+        }
+        match (is_ended, is_kept) {
+            (false, _) => self.note_free(key),
+            (true, true) => self.ended.push_back(key),
+            // Nobody can ask for an event that has ended.
+            (true, false) => self.forget(key),
         }
         while self.ended.len() > KEPT {
             let oldest = self.ended.pop_front();
             // A replayed row is pending again: it stays.
-            if let Some(entry) = oldest.and_then(|key| self.rows.get(&key)).filter(|entry| entry.row.stage.is_ended()) {
-                let id = entry.row.id;
-                self.by_id.remove(&id).and_then(|key| self.rows.remove(&key));
+            if let Some(key) = oldest.filter(|key| self.rows.get(key).is_some_and(|it| it.row.stage.is_ended())) {
+                self.forget(key);
             }
         }
         Written::Done
+    }
+
+    fn forget(&mut self, key: u64) {
+        if let Some(ended_at) = self.rows.get(&key).map(|entry| entry.ended_at) {
+            self.release_next(key, ended_at);
+        }
+        if let Some(entry) = self.rows.remove(&key) {
+            self.by_id.remove(&entry.row.id);
+        }
+    }
+
+    fn note_free(&mut self, key: u64) {
+        let Some(entry) = self.rows.get(&key).filter(|entry| !entry.row.held && !entry.row.stage.is_ended()) else {
+            return;
+        };
+        let place = (entry.row.due, key);
+        self.free.insert(place);
+        self.queues.entry(Queue::of(&entry.row)).or_default().insert(place);
+    }
+
+    fn unnote_free(&mut self, queue: &Queue, place: (Micros, u64)) {
+        self.free.remove(&place);
+        if let Some(places) = self.queues.get_mut(queue) {
+            places.remove(&place);
+            if places.is_empty() {
+                self.queues.remove(queue);
+            }
+        }
+    }
+
+    /// The last of its ordering key, and due only if it is the first, too.
+    fn enqueue(&mut self, key: u64) {
+        let Some(entry) = self.rows.get_mut(&key).filter(|entry| entry.turn.is_none()) else { return };
+        let Some(order) = entry.row.order else { return };
+        let turns = self.turns.entry(order.key).or_default();
+        if !turns.is_empty() {
+            Arc::make_mut(&mut entry.row).due = Micros::NEVER;
+        }
+        let turn = turns.last_key_value().map_or(1, |(turn, _)| turn + 1);
+        turns.insert(turn, key);
+        entry.turn = Some(turn);
+    }
+
+    /// Lets the next of its ordering key go, unless it holds it back.
+    fn leave(&mut self, key: u64, now: Micros) {
+        let stops = |entry: &Entry| entry.row.stage == Stage::Dead && entry.row.order.is_some_and(|order| order.stops);
+        if !self.rows.get(&key).is_none_or(stops) {
+            self.release_next(key, now);
+        }
+    }
+
+    fn release_next(&mut self, key: u64, now: Micros) {
+        let Some(entry) = self.rows.get_mut(&key) else { return };
+        let Some(order) = entry.row.order else { return };
+        let Some(turn) = entry.turn.take() else { return };
+        let Some(turns) = self.turns.get_mut(&order.key) else { return };
+        turns.remove(&turn);
+        let Some((_, &next)) = turns.first_key_value() else {
+            self.turns.remove(&order.key);
+            return;
+        };
+        let Some(entry) = self.rows.get_mut(&next) else { return };
+        if entry.row.stage == Stage::Delivering && entry.row.due == Micros::NEVER {
+            let queue = Queue::of(&entry.row);
+            Arc::make_mut(&mut entry.row).due = now;
+            self.unnote_free(&queue, (Micros::NEVER, next));
+            self.note_free(next);
+        }
     }
 
     fn apply(&mut self, write: Write) -> Written {
@@ -105,7 +207,7 @@ impl State {
                 self.insert(row);
                 Written::Done
             }
-            Write::Result { id, token, to, held, now, result, events } => {
+            Write::Result { id, token, to, held, now, result, order: _, events } => {
                 let written = self.change(
                     id,
                     now,
@@ -132,7 +234,7 @@ impl State {
                 }
                 written
             }
-            Write::Settle(Settle { id, token, from, to, held, due, attempts, now, failed }) => {
+            Write::Settle(Settle { id, token, from, to, held, due, attempts, now, failed, order: _ }) => {
                 let written = self.change(
                     id,
                     now,
@@ -161,6 +263,15 @@ impl State {
                 },
             ),
             Write::Claim(claim) => Written::Claimed(self.claim(&claim)),
+            Write::Age { lanes, before, now, limit } => self.age(&lanes, before, now, limit),
+            Write::OpenBreaker(open) => {
+                self.breakers.insert(open.lane.clone(), open);
+                Written::Done
+            }
+            Write::CloseBreaker(lane) => {
+                self.breakers.remove(&lane);
+                Written::Done
+            }
             Write::Recover => self.recover(),
         }
     }
@@ -177,27 +288,38 @@ impl State {
         Written::Done
     }
 
+    fn age(&mut self, lanes: &[LaneKey], before: Micros, now: Micros, limit: usize) -> Written {
+        let queues = lanes.iter().filter_map(|lane| self.queues.get(&Queue::Lane(lane.clone())));
+        let due = queues.flat_map(|places| places.iter().take_while(|(due, _)| *due <= now));
+        let rows = due.filter_map(|(_, key)| self.rows.get(key)).map(|entry| &entry.row);
+        let aged: Vec<TaskId> = rows.filter(|row| row.first_due < before).map(|row| row.id).take(limit).collect();
+        for id in &aged {
+            self.change(*id, now, |_| true, |row| row.stage = Stage::Dead);
+        }
+        Written::Ended(aged)
+    }
+
+    /// The oldest due rows of all queues that may be taken from.
     fn claim(&mut self, claim: &Claim) -> Vec<Row> {
-        let wanted = |row: &Row| match row.stage {
-            Stage::Accepted | Stage::Started => row.worker.as_ref().is_some_and(|name| claim.workers.contains(name)),
-            _ => row.lane().is_some_and(|lane| !claim.full.contains(&lane)),
-        };
-        let keys: Vec<(Micros, u64)> = self
-            .free
-            .iter()
-            .take_while(|(due, _)| *due <= claim.now)
-            .filter(|(_, key)| self.rows.get(key).is_some_and(|entry| wanted(&entry.row)))
-            .take(claim.limit)
-            .copied()
-            .collect();
-        let mut claimed = Vec::with_capacity(keys.len());
-        for place in keys {
-            self.free.remove(&place);
-            if let Some(entry) = self.rows.get_mut(&place.1) {
-                let row = Arc::make_mut(&mut entry.row);
-                (row.held, row.token) = (true, row.token + 1);
-                claimed.push(row.clone());
+        let mut due: BTreeSet<(Micros, u64)> = BTreeSet::new();
+        for (queue, places) in &self.queues {
+            let is_wanted = match queue {
+                Queue::Worker(name) => claim.workers.contains(name),
+                Queue::Lane(lane) => !claim.left_out.contains(lane),
+                Queue::None => false,
+            };
+            if is_wanted {
+                due.extend(places.iter().take_while(|(due, _)| *due <= claim.now).take(claim.limit));
             }
+        }
+        let mut claimed = Vec::new();
+        for place in due.into_iter().take(claim.limit) {
+            let Some(entry) = self.rows.get_mut(&place.1) else { continue };
+            let queue = Queue::of(&entry.row);
+            let row = Arc::make_mut(&mut entry.row);
+            (row.held, row.token) = (true, row.token + 1);
+            claimed.push(row.clone());
+            self.unnote_free(&queue, place);
         }
         claimed
     }
@@ -245,6 +367,10 @@ impl Store for MemoryOutbox {
         let waiting = waiting.filter(|row| !row.held && matches!(row.stage, Stage::Accepted | Stage::Started));
         let names: BTreeSet<String> = waiting.filter_map(|row| row.worker.as_deref().map(str::to_owned)).collect();
         Ok(names.into_iter().collect())
+    }
+
+    async fn breakers(&self) -> Result<Vec<OpenBreaker>, OutboxError> {
+        Ok(self.state().breakers.values().cloned().collect())
     }
 
     async fn dead_letters(&self, query: &DeadLetterQuery) -> Result<Vec<DeadLetter>, OutboxError> {

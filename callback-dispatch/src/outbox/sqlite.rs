@@ -7,6 +7,7 @@ use super::{Done, Erase, Erased, NotQueued, Outbox, OutboxError, Store, Write, W
 use crate::{
     clock::Micros,
     dead_letter::{DeadLetter, DeadLetterQuery},
+    lane::OpenBreaker,
     row::Row,
 };
 use apply::Rows;
@@ -97,6 +98,10 @@ impl Store for SqliteOutbox {
 
     async fn waiting_workers(&self) -> Result<Vec<String>, OutboxError> {
         Ok(read::waiting_workers(self.0.database.reader()).await?)
+    }
+
+    async fn breakers(&self) -> Result<Vec<OpenBreaker>, OutboxError> {
+        Ok(read::breakers(self.0.database.reader()).await?)
     }
 
     async fn dead_letters(&self, query: &DeadLetterQuery) -> Result<Vec<DeadLetter>, OutboxError> {

@@ -5,7 +5,7 @@ use crate::{
     clock::Micros,
     dead_letter::DeadLetterQuery,
     lane::LaneKey,
-    row::{FailedRow, Request, Row, Stage, Stored},
+    row::{FailedRow, Order, OrderKey, Request, Row, Stage, Stored},
     work::Context,
 };
 use callback_core::{ErrorKind, Message, Payload, Phase, TaskId};
@@ -30,11 +30,12 @@ enum Step {
         dsn: Option<usize>,
         owner: bool,
         due: i64,
+        order: Option<(usize, bool)>,
     },
     Claim {
         limit: usize,
         workers: Vec<usize>,
-        full: Vec<(usize, bool)>,
+        left_out: Vec<(usize, bool)>,
     },
     Result {
         row: usize,
@@ -55,6 +56,11 @@ enum Step {
         held: bool,
         failed: Option<usize>,
     },
+    Age {
+        limit: usize,
+        lanes: Vec<usize>,
+        before: i64,
+    },
     Cancel {
         row: usize,
     },
@@ -71,17 +77,21 @@ fn step() -> impl Strategy<Value = Step> {
     let to = || select(vec![Stage::Started, Stage::Delivering, Stage::Completed, Stage::Delivered, Stage::Dead]);
     let failed = || prop::option::of(0..KINDS.len());
     let from = || prop::option::weighted(0.5, select(vec![Stage::Accepted, Stage::Started, Stage::Delivering]));
+    let order = || prop::option::of((0..2usize, any::<bool>()));
     let stale = || prop::bool::weighted(0.2);
     prop_oneof![
-        4 => (any::<bool>(), any::<bool>(), 0..2usize, prop::option::of(0..2usize), any::<bool>(), 0..50i64)
-            .prop_map(|(event, held, worker, dsn, owner, due)| Step::Insert { event, held, worker, dsn, owner, due }),
+        4 => (any::<bool>(), any::<bool>(), 0..2usize, prop::option::of(0..2usize), any::<bool>(), 0..50i64, order())
+            .prop_map(|(event, held, worker, dsn, owner, due, order)| {
+                Step::Insert { event, held, worker, dsn, owner, due, order }
+            }),
         3 => (1..4usize, vec(0..2usize, 0..3), vec((0..2usize, any::<bool>()), 0..3))
-            .prop_map(|(limit, workers, full)| Step::Claim { limit, workers, full }),
+            .prop_map(|(limit, workers, left_out)| Step::Claim { limit, workers, left_out }),
         3 => (row(), stale(), any::<bool>(), 0..2usize)
             .prop_map(|(row, stale, held, events)| Step::Result { row, stale, held, events }),
         1 => (row(), stale(), 0..2usize).prop_map(|(row, stale, events)| Step::Defer { row, stale, events }),
         5 => (row(), stale(), from(), to(), any::<bool>(), failed())
             .prop_map(|(row, stale, from, to, held, failed)| Step::Settle { row, stale, from, to, held, failed }),
+        1 => (row(), vec(0..2usize, 0..3), 0..60i64).prop_map(|(limit, lanes, before)| Step::Age { limit, lanes, before }),
         1 => row().prop_map(|row| Step::Cancel { row }),
         2 => row().prop_map(|row| Step::Replay { row }),
         1 => Just(Step::Recover),
@@ -115,6 +125,11 @@ impl Pair {
 
     async fn row(&self, id: TaskId) -> Option<Row> {
         self.memory.find(id).await.expect("readable")
+    }
+
+    fn lane(&self, dsn: usize, owner: bool) -> LaneKey {
+        let dsn: callback_core::Dsn = DSNS[dsn].parse().expect("a valid Dsn");
+        LaneKey { owner: owner.then(|| "acme".into()), destination: dsn.destination() }
     }
 
     fn event(&mut self) -> Arc<Row> {
@@ -188,6 +203,7 @@ impl Pair {
             attempts,
             now,
             failed,
+            order: row.and_then(|row| row.order),
         })
     }
 
@@ -196,28 +212,30 @@ impl Pair {
         let token = async |pair: &Self, id, stale| pair.row(id).await.map_or(0, |row| row.token) + u32::from(stale);
         let write = match step {
             Step::Insert { .. } if self.ids.len() >= ROWS => return Vec::new(),
-            Step::Insert { event, held, worker, dsn, owner, due } => {
-                let row = self.new_row(event, held, worker, dsn, owner, due);
+            Step::Insert { event, held, worker, dsn, owner, due, order } => {
+                let mut row = self.new_row(event, held, worker, dsn, owner, due);
+                if let (Some(dsn), Some((key, stops))) = (&row.dsn, order) {
+                    row.order = Some(Order { key: OrderKey::new(dsn, WORKERS[key]), stops });
+                    row.held &= !event;
+                }
                 self.ids.push(row.id);
                 Write::Insert(Arc::new(row))
             }
-            Step::Claim { limit, workers, full } => {
+            Step::Claim { limit, workers, left_out } => {
                 let now = self.tick();
-                let full = full.into_iter().map(|(dsn, owner)| LaneKey {
-                    owner: owner.then(|| "acme".into()),
-                    destination: DSNS[dsn].parse::<callback_core::Dsn>().expect("a valid Dsn").destination(),
-                });
+                let left_out = left_out.into_iter().map(|(dsn, owner)| self.lane(dsn, owner));
                 let workers = workers.into_iter().map(|worker| WORKERS[worker].into()).collect();
-                Write::Claim(Claim { now, limit, workers, full: full.collect() })
+                Write::Claim(Claim { now, limit, workers, left_out: left_out.collect() })
             }
             Step::Result { row, stale, held, events } => {
                 let (id, now) = (self.id(row), self.tick());
                 let token = token(self, id, stale).await;
                 let has_dsn = self.row(id).await.is_some_and(|row| row.dsn.is_some());
                 let to = if has_dsn { Stage::Delivering } else { Stage::Completed };
-                let held = held && !to.is_ended();
+                let order = self.row(id).await.and_then(|row| row.order);
+                let held = held && !to.is_ended() && order.is_none();
                 let events = (0..events).map(|_| self.event()).collect();
-                Write::Result { id, token, to, held, now, result: result(id, now), events }
+                Write::Result { id, token, to, held, now, result: result(id, now), order, events }
             }
             Step::Defer { row, stale, events } => {
                 let id = self.id(row);
@@ -227,6 +245,11 @@ impl Pair {
             Step::Settle { row, stale, from, to, held, failed } => {
                 let id = self.id(row);
                 self.settle(id, stale, from, to, held, failed).await
+            }
+            Step::Age { limit, lanes, before } => {
+                let now = self.tick();
+                let lanes = lanes.into_iter().map(|dsn| self.lane(dsn, false)).collect();
+                Write::Age { lanes, before: Micros(now.0 - before), now, limit }
             }
             Step::Cancel { row } => Write::Cancel { id: self.id(row), now: self.tick() },
             Step::Replay { row } => Write::Replay { id: self.id(row), now: self.tick() },

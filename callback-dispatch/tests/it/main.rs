@@ -12,6 +12,8 @@ mod dead_letters;
 mod delivery;
 mod failure;
 mod isolation;
+mod lanes;
+mod order;
 mod paused_time;
 mod recovery;
 mod retry;

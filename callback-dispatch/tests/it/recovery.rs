@@ -146,7 +146,7 @@ fn what_was_being_delivered_is_delivered_without_its_worker(home: &Home) {
         let dispatcher = start(home.builder().await.sink(sink)).await;
         let worker = dispatcher.worker("echo", Interrupted::Report).run(echo).expect("registered");
         accept(&worker, "result", "custom://a").await;
-        dispatcher.publish(event("custom://a", json!("event"))).await.expect("published");
+        dispatcher.publish(event("custom://b", json!("event"))).await.expect("published");
         let ids = [attempts.recv().await.expect("an attempt"), attempts.recv().await.expect("an attempt")];
         (BTreeSet::from(ids), (dispatcher, worker))
     });

@@ -3,23 +3,61 @@
 use super::read;
 use crate::{
     clock::Micros,
-    lane::LaneKey,
+    lane::{LaneKey, OpenBreaker},
     outbox::{Claim, Settle, Write, Written},
-    row::{FailedRow, Row, Stage, Stored},
+    row::{FailedRow, Order, Row, Stage, Stored},
 };
 use callback_core::{Destination, Dsn, TaskId};
 use callback_store::{Apply, Batched};
 use sqlx::{Arguments, Error, Row as _, SqliteConnection, query, query_scalar, query_with, sqlite::SqliteArguments};
 use std::sync::Arc;
 
-/// The full lanes are left out in the statement, so that their rows are passed over without being read.
-const CLAIM: &str = "UPDATE callback_outbox SET held = 1, token = token + 1 WHERE seq IN ( \
-                       SELECT seq FROM callback_outbox AS o \
-                       WHERE stage < 10 AND held = 0 AND due <= ? \
-                         AND CASE WHEN stage <= 1 THEN worker IN (SELECT value FROM json_each(?)) \
-                             ELSE NOT EXISTS (SELECT 1 FROM json_each(?) AS lane \
-                                              WHERE lane.value ->> 0 = o.destination AND lane.value ->> 1 IS o.owner) END \
-                       ORDER BY due, seq LIMIT ?) RETURNING *";
+/// How many due rows are looked through, oldest first, before lanes and workers are asked one by one.
+pub(super) const LOOKED_THROUGH: i64 = 1_024;
+
+/// How many rows of one lane are taken where lanes are asked one by one.
+const A_LANE: i64 = 16;
+
+pub(super) const CLAIM: &str = "UPDATE callback_outbox SET held = 1, token = token + 1 WHERE seq IN ( \
+    SELECT seq FROM (SELECT seq, stage, worker, lane, due FROM callback_outbox \
+                     WHERE stage < 10 AND held = 0 AND due <= ?1 ORDER BY due, seq LIMIT ?5) \
+    WHERE CASE WHEN stage <= 1 THEN worker IN (SELECT value FROM json_each(?2)) \
+          ELSE lane NOT IN (SELECT value FROM json_each(?3)) END \
+    ORDER BY due, seq LIMIT ?4) RETURNING *";
+
+pub(super) const MORE: &str = "SELECT EXISTS (SELECT 1 FROM callback_outbox \
+    WHERE stage < 10 AND held = 0 AND due <= ? ORDER BY due, seq LIMIT 1 OFFSET ?)";
+
+/// Steps from lane to lane on the index, so that a lane costs the same with one row as with a million.
+pub(super) const CLAIM_LANES: &str = "WITH RECURSIVE lanes (lane) AS ( \
+        SELECT min(lane) FROM callback_outbox WHERE stage = 3 AND held = 0 AND lane > ?4 \
+        UNION ALL \
+        SELECT (SELECT min(o.lane) FROM callback_outbox AS o WHERE o.stage = 3 AND o.held = 0 AND o.lane > l.lane) \
+        FROM lanes AS l WHERE l.lane <= ?5) \
+    UPDATE callback_outbox SET held = 1, token = token + 1 WHERE seq IN ( \
+        SELECT o.seq FROM lanes AS l CROSS JOIN callback_outbox AS o \
+        WHERE l.lane <= ?5 AND l.lane NOT IN (SELECT value FROM json_each(?2)) \
+          AND o.seq IN (SELECT i.seq FROM callback_outbox AS i \
+                        WHERE i.lane = l.lane AND i.stage = 3 AND i.held = 0 AND i.due <= ?1 ORDER BY i.due LIMIT ?6) \
+        LIMIT ?3) RETURNING *";
+
+pub(super) const CLAIM_WORKER: &str = "UPDATE callback_outbox SET held = 1, token = token + 1 WHERE seq IN ( \
+    SELECT seq FROM callback_outbox WHERE worker = ? AND stage <= 1 AND held = 0 AND due <= ? ORDER BY due LIMIT ?) \
+    RETURNING *";
+
+pub(super) const AGE: &str = "UPDATE callback_outbox SET stage = 12, ended_at = ?1, kind = coalesce(kind, 'timed out'), \
+    turn = iif(stops, turn, NULL) WHERE seq IN ( \
+    SELECT o.seq FROM json_each(?2) AS l CROSS JOIN callback_outbox AS o \
+    WHERE o.lane = l.value AND o.stage = 3 AND o.held = 0 AND o.due <= ?1 AND o.first_due < ?3 LIMIT ?4) \
+    RETURNING id, order_key, stops";
+
+/// The last of its key, and due only if it is the first, too.
+const ENQUEUE: &str = "UPDATE callback_outbox SET \
+    turn = 1 + (SELECT coalesce(max(turn), 0) FROM callback_outbox WHERE order_key = ?1 AND turn IS NOT NULL), \
+    due = iif(EXISTS (SELECT 1 FROM callback_outbox WHERE order_key = ?1 AND turn IS NOT NULL), ?2, due) WHERE id = ?3";
+
+pub(super) const RELEASE_NEXT: &str = "UPDATE callback_outbox SET due = ?1 WHERE order_key = ?2 AND stage = 3 AND due = ?3 \
+    AND turn = (SELECT min(turn) FROM callback_outbox WHERE order_key = ?2 AND turn IS NOT NULL)";
 
 /// Applies batches of writes to the outbox's tables.
 ///
@@ -39,6 +77,7 @@ struct ResultStep<'a> {
     held: bool,
     now: Micros,
     result: &'a Stored,
+    order: Option<Order>,
 }
 
 impl Rows {
@@ -46,8 +85,8 @@ impl Rows {
         Self {
             insert: Batched::new(
                 "INSERT INTO callback_outbox (id, stage, held, token, due, attempts, starts, accepted_at, first_due, \
-                 expires, worker, owner, dsn, destination, lane, order_key, idempotency, request, work, work_body, result, result_body) SELECT * FROM (VALUES ",
-                "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                 expires, worker, owner, dsn, destination, lane, order_key, stops, idempotency, request, work, work_body, result, result_body) SELECT * FROM (VALUES ",
+                "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 ") WHERE column1 IS NOT NULL",
             ),
             settle: Batched::new(
@@ -79,6 +118,11 @@ impl Rows {
             }
             query_with(sql, arguments).execute(&mut *connection).await?;
         }
+        for row in rows.iter().filter(|row| row.stage == Stage::Delivering) {
+            if let Some(order) = row.order {
+                enqueue(connection, row.id, &order.key.0).await?;
+            }
+        }
         Ok(())
     }
 
@@ -99,6 +143,9 @@ impl Rows {
                 let done = all || self.is_settled(connection, step).await?;
                 if let (true, Some(attempt)) = (done, &step.failed) {
                     failed.push((step.id, attempt));
+                }
+                if let (true, true, Some(order)) = (done, step.to.is_ended(), step.order) {
+                    leave(connection, step.id, order, step.to, step.now).await?;
                 }
                 written.push(if done { Written::Done } else { Written::Superseded });
             }
@@ -140,7 +187,11 @@ impl Rows {
             let changed = query_with(sql, arguments).execute(&mut *connection).await?.rows_affected();
             let all = usize::try_from(changed) == Ok(part.len());
             for step in part {
-                current.push(all || self.has_result(connection, step).await?);
+                let is_current = all || self.has_result(connection, step).await?;
+                if let (true, Some(order)) = (is_current, step.order) {
+                    enqueue(connection, step.id, &order.key.0).await?;
+                }
+                current.push(is_current);
             }
         }
         Ok(current)
@@ -176,9 +227,11 @@ impl Rows {
                 Ok(Written::Done)
             }
             Write::Cancel { id, now } => {
-                let sql = "UPDATE callback_outbox SET stage = 13, held = 0, ended_at = ? WHERE id = ? AND stage < 10";
-                let done = query(sql).bind(now.0).bind(&id.as_bytes()[..]).execute(&mut *connection).await?;
-                if done.rows_affected() > 0 {
+                let sql = "UPDATE callback_outbox SET stage = 13, held = 0, ended_at = ?, turn = NULL \
+                           WHERE id = ? AND stage < 10 RETURNING order_key";
+                let done = query_scalar(sql).bind(now.0).bind(&id.as_bytes()[..]).fetch_optional(&mut *connection);
+                if let Some(key) = done.await? {
+                    release_next(connection, key, *now).await?;
                     return Ok(Written::Done);
                 }
                 let known = query("SELECT 1 FROM callback_outbox WHERE id = ?").bind(&id.as_bytes()[..]);
@@ -187,9 +240,28 @@ impl Rows {
             }
             Write::Replay { id, now } => {
                 let sql = "UPDATE callback_outbox SET stage = 3, held = 0, token = token + 1, due = ?, first_due = ?, \
-                           attempts = 0, ended_at = NULL WHERE id = ? AND stage = 12";
-                let done = query(sql).bind(now.0).bind(now.0).bind(&id.as_bytes()[..]).execute(connection).await?;
-                Ok(if done.rows_affected() > 0 { Written::Done } else { Written::Superseded })
+                           attempts = 0, ended_at = NULL WHERE id = ? AND stage = 12 RETURNING order_key, turn";
+                let done = query(sql).bind(now.0).bind(now.0).bind(&id.as_bytes()[..]).fetch_optional(&mut *connection);
+                let Some(line) = done.await? else { return Ok(Written::Superseded) };
+                // One that stopped its key is still the first of it.
+                let (key, turn): (Option<Vec<u8>>, Option<i64>) = (line.try_get("order_key")?, line.try_get("turn")?);
+                if let (Some(key), None) = (key, turn) {
+                    enqueue(connection, *id, &key).await?;
+                }
+                Ok(Written::Done)
+            }
+            Write::Age { lanes, before, now, limit } => self.age(connection, lanes, *before, *now, *limit).await,
+            Write::OpenBreaker(open) => {
+                let sql = "INSERT INTO callback_breaker (lane, owner, destination, times, until) VALUES (?, ?, ?, ?, ?) \
+                           ON CONFLICT (lane) DO UPDATE SET times = excluded.times, until = excluded.until";
+                let OpenBreaker { lane, times, until } = open;
+                let insert = query(sql).bind(lane.number()).bind(lane.owner.as_deref()).bind(lane.destination.as_str());
+                insert.bind(i64::from(*times)).bind(until.0).execute(connection).await?;
+                Ok(Written::Done)
+            }
+            Write::CloseBreaker(lane) => {
+                query("DELETE FROM callback_breaker WHERE lane = ?").bind(lane.number()).execute(connection).await?;
+                Ok(Written::Done)
             }
             Write::Claim(claim) => Ok(Written::Claimed(self.claim(connection, claim).await?)),
             Write::Recover => {
@@ -201,17 +273,54 @@ impl Rows {
         }
     }
 
+    async fn age(
+        &self,
+        connection: &mut SqliteConnection,
+        lanes: &[LaneKey],
+        before: Micros,
+        now: Micros,
+        limit: usize,
+    ) -> Result<Written, Error> {
+        let mut ended = Vec::new();
+        let aged = query(AGE).bind(now.0).bind(numbers(lanes)).bind(before.0).bind(count(limit));
+        for line in aged.fetch_all(&mut *connection).await? {
+            let stops: Option<bool> = line.try_get("stops")?;
+            if stops != Some(true) {
+                release_next(connection, line.try_get("order_key")?, now).await?;
+            }
+            ended.push(read::task_id(&line)?);
+        }
+        Ok(Written::Ended(ended))
+    }
+
     async fn claim(&self, connection: &mut SqliteConnection, claim: &Claim) -> Result<Vec<Row>, Error> {
-        let workers = serde_json::json!(claim.workers.iter().map(|name| &**name).collect::<Vec<&str>>());
-        let full = claim.full.iter().map(|lane| (lane.destination.to_string(), lane.owner.as_deref()));
-        let full = serde_json::json!(full.collect::<Vec<_>>());
-        let mut rows = query(CLAIM)
-            .bind(claim.now.0)
-            .bind(workers.to_string())
-            .bind(full.to_string())
-            .bind(i64::try_from(claim.limit).unwrap_or(i64::MAX))
-            .fetch_all(connection)
-            .await?
+        let Claim { now, limit, workers, left_out } = claim;
+        let names = serde_json::json!(workers.iter().map(|name| &**name).collect::<Vec<&str>>()).to_string();
+        let left_out = numbers(left_out);
+        let mut lines = query(CLAIM)
+            .bind(now.0)
+            .bind(names)
+            .bind(&left_out)
+            .bind(count(*limit))
+            .bind(LOOKED_THROUGH)
+            .fetch_all(&mut *connection)
+            .await?;
+        let passed_over = LOOKED_THROUGH.saturating_sub(count(lines.len()));
+        if lines.len() < *limit && query_scalar(MORE).bind(now.0).bind(passed_over).fetch_one(&mut *connection).await? {
+            for worker in workers {
+                let left = count(limit.saturating_sub(lines.len()));
+                let claimed = query(CLAIM_WORKER).bind(&**worker).bind(now.0).bind(left);
+                lines.extend(claimed.fetch_all(&mut *connection).await?);
+            }
+            // Each time from another lane on, so that all have their turn.
+            let start = now.0.wrapping_mul(0x9E37_79B9_7F4A_7C15_u64.cast_signed());
+            for (above, to) in [(start, i64::MAX), (i64::MIN, start)] {
+                let left = count(limit.saturating_sub(lines.len()));
+                let claimed = query(CLAIM_LANES).bind(now.0).bind(&left_out).bind(left);
+                lines.extend(claimed.bind(above).bind(to).bind(A_LANE).fetch_all(&mut *connection).await?);
+            }
+        }
+        let mut rows = lines
             .iter()
             .filter_map(|line| {
                 // One unreadable row, of a newer version perhaps, must not keep the others back. It stays held.
@@ -225,6 +334,41 @@ impl Rows {
         rows.sort_by_key(|row| (row.due, row.id));
         Ok(rows)
     }
+}
+
+async fn enqueue(connection: &mut SqliteConnection, id: TaskId, key: &[u8]) -> Result<(), Error> {
+    let enqueued = query(ENQUEUE).bind(key).bind(Micros::NEVER.0).bind(&id.as_bytes()[..]);
+    enqueued.execute(connection).await.map(drop)
+}
+
+/// Lets the next of its key go, unless it holds it back.
+async fn leave(
+    connection: &mut SqliteConnection,
+    id: TaskId,
+    order: Order,
+    to: Stage,
+    now: Micros,
+) -> Result<(), Error> {
+    if to == Stage::Dead && order.stops {
+        return Ok(());
+    }
+    let left = query("UPDATE callback_outbox SET turn = NULL WHERE id = ?").bind(&id.as_bytes()[..]);
+    left.execute(&mut *connection).await?;
+    release_next(connection, Some(order.key.0.to_vec()), now).await
+}
+
+async fn release_next(connection: &mut SqliteConnection, key: Option<Vec<u8>>, now: Micros) -> Result<(), Error> {
+    let Some(key) = key else { return Ok(()) };
+    let released = query(RELEASE_NEXT).bind(now.0).bind(key).bind(Micros::NEVER.0);
+    released.execute(connection).await.map(drop)
+}
+
+fn numbers(lanes: &[LaneKey]) -> String {
+    serde_json::json!(lanes.iter().map(LaneKey::number).collect::<Vec<i64>>()).to_string()
+}
+
+fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 impl Apply for Rows {
@@ -247,8 +391,9 @@ impl Apply for Rows {
                     written[place] = Some(Written::Done);
                 }
                 Write::Settle(step) => settles.push((place, step)),
-                Write::Result { id, token, to, held, now, result, .. } => {
-                    let step = ResultStep { id: *id, token: *token, to: *to, held: *held, now: *now, result };
+                Write::Result { id, token, to, held, now, result, order, .. } => {
+                    let (id, token, to, held, now, order) = (*id, *token, *to, *held, *now, *order);
+                    let step = ResultStep { id, token, to, held, now, result, order };
                     results.push((place, step));
                 }
                 _ => {}
@@ -279,7 +424,7 @@ type BindError = Box<dyn std::error::Error + Send + Sync>;
 
 fn bind_row(arguments: &mut SqliteArguments, row: &Row) -> Result<(), Error> {
     let bind = |arguments: &mut SqliteArguments| -> Result<(), BindError> {
-        arguments.reserve(22, 0);
+        arguments.reserve(23, 0);
         arguments.add(&row.id.as_bytes()[..])?;
         arguments.add(row.stage.number())?;
         arguments.add(row.held)?;
@@ -295,7 +440,8 @@ fn bind_row(arguments: &mut SqliteArguments, row: &Row) -> Result<(), Error> {
         arguments.add(row.dsn.as_ref().map(Dsn::expose))?;
         arguments.add(row.dsn.as_ref().map(Dsn::destination).as_ref().map(Destination::as_str))?;
         arguments.add(row.lane().as_ref().map(LaneKey::number))?;
-        arguments.add(row.order.as_ref().map(|key| &key.0[..]))?;
+        arguments.add(row.order.as_ref().map(|order| &order.key.0[..]))?;
+        arguments.add(row.order.map(|order| order.stops))?;
         arguments.add(row.idempotency.as_ref().map(|it| &it.key[..]))?;
         arguments.add(row.idempotency.as_ref().map(|it| &it.request[..]))?;
         arguments.add(row.work.as_ref().map(|work| work.head()))?;

@@ -3,9 +3,10 @@
 use crate::{
     clock::Micros,
     dead_letter::{DeadLetter, DeadLetterQuery},
-    row::{FailedRow, Idempotency, OrderKey, Request, Row, Stage, Stored},
+    lane::{LaneKey, OpenBreaker},
+    row::{FailedRow, Idempotency, Order, OrderKey, Request, Row, Stage, Stored},
 };
-use callback_core::{Dsn, ErrorKind, Phase, TaskId};
+use callback_core::{Destination, Dsn, ErrorKind, Phase, TaskId};
 use sqlx::{Error, Row as _, SqlitePool, query, query_scalar, sqlite::SqliteRow};
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -21,6 +22,20 @@ pub(super) const ATTEMPTS: &str = "SELECT a.* FROM json_each(?) AS wanted CROSS 
 pub(super) async fn next_due(pool: &SqlitePool, after: Micros) -> Result<Option<Micros>, Error> {
     let due: Option<i64> = query_scalar(NEXT_DUE).bind(after.0).bind(Micros::NEVER.0).fetch_one(pool).await?;
     Ok(due.map(Micros))
+}
+
+pub(super) async fn breakers(pool: &SqlitePool) -> Result<Vec<OpenBreaker>, Error> {
+    let lines = query("SELECT * FROM callback_breaker").fetch_all(pool).await?;
+    lines.iter().map(breaker).collect()
+}
+
+fn breaker(line: &SqliteRow) -> Result<OpenBreaker, Error> {
+    let destination: String = line.try_get("destination")?;
+    let destination =
+        destination.parse::<Destination>().map_err(|error| unreadable("destination")(error.to_string()))?;
+    let owner = line.try_get::<Option<String>, _>("owner")?.map(Arc::from);
+    let lane = LaneKey { owner, destination };
+    Ok(OpenBreaker { lane, times: number(line, "times")?, until: Micros(line.try_get("until")?) })
 }
 
 pub(super) async fn find(pool: &SqlitePool, id: TaskId) -> Result<Option<Row>, Error> {
@@ -107,7 +122,7 @@ pub(super) fn row(line: &SqliteRow) -> Result<Row, Error> {
         accepted_at: Micros(line.try_get("accepted_at")?),
         first_due: Micros(line.try_get("first_due")?),
         expires: Micros(line.try_get("expires")?),
-        order: half("order_key")?.map(OrderKey),
+        order: half("order_key")?.map(OrderKey).zip(line.try_get("stops")?).map(|(key, stops)| Order { key, stops }),
         idempotency: half("idempotency")?.zip(half("request")?).map(|(key, request)| Idempotency { key, request }),
         work: work.transpose()?.map(Arc::new),
         result: result.transpose()?.map(Arc::new),
@@ -130,7 +145,7 @@ fn attempt(line: &SqliteRow) -> Result<FailedRow, Error> {
     })
 }
 
-fn task_id(line: &SqliteRow) -> Result<TaskId, Error> {
+pub(super) fn task_id(line: &SqliteRow) -> Result<TaskId, Error> {
     let bytes: &[u8] = line.try_get("id")?;
     bytes.try_into().map(TaskId::from_bytes).map_err(|_| unreadable("id")("not sixteen bytes".into()))
 }

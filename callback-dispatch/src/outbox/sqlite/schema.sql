@@ -26,6 +26,8 @@ CREATE TABLE callback_outbox (
     -- a digest of Dsn and ordering key; the place among those of this key, for as long as it holds back the others
     order_key   BLOB,
     turn        INTEGER,
+    -- 1 if it holds them back when it is dead, too
+    stops       INTEGER,
     -- digests of worker, owner and idempotency key, and of the request
     idempotency BLOB,
     request     BLOB,
@@ -37,6 +39,9 @@ CREATE TABLE callback_outbox (
 ) STRICT;
 
 CREATE INDEX callback_outbox_pending ON callback_outbox (held, due) WHERE stage < 10;
+CREATE INDEX callback_outbox_worker ON callback_outbox (worker, due) WHERE stage <= 1 AND held = 0;
+CREATE INDEX callback_outbox_lane ON callback_outbox (lane, due, first_due) WHERE stage = 3 AND held = 0;
+CREATE INDEX callback_outbox_order ON callback_outbox (order_key, turn) WHERE turn IS NOT NULL;
 CREATE INDEX callback_outbox_dead ON callback_outbox (ended_at, id) WHERE stage = 12;
 
 CREATE TABLE callback_attempt (
@@ -51,3 +56,12 @@ CREATE TABLE callback_attempt (
 ) STRICT;
 
 CREATE INDEX callback_attempt_id ON callback_attempt (id);
+
+-- Lanes whose breaker is open.
+CREATE TABLE callback_breaker (
+    lane        INTEGER PRIMARY KEY,
+    owner       TEXT,
+    destination TEXT    NOT NULL,
+    times       INTEGER NOT NULL,
+    until       INTEGER NOT NULL
+) STRICT;

@@ -54,9 +54,28 @@ async fn steps_look_their_rows_up_by_id() {
 #[tokio::test]
 async fn what_is_due_is_found_by_its_index() {
     let (pool, _directory) = open().await;
-    check(&pool, CLAIM, "SEARCH o USING INDEX callback_outbox_pending (held=? AND due<?)").await;
+    check(&pool, CLAIM, "SEARCH callback_outbox USING INDEX callback_outbox_pending (held=? AND due<?)").await;
+    check(&pool, MORE, "SEARCH callback_outbox USING INDEX callback_outbox_pending (held=? AND due<?)").await;
     check(&pool, CLAIM, "SEARCH callback_outbox USING INTEGER PRIMARY KEY (rowid=?)").await;
     check(&pool, read::NEXT_DUE, "SEARCH callback_outbox USING INDEX callback_outbox_pending (held=? AND due>?").await;
+}
+
+#[tokio::test]
+async fn lanes_and_workers_are_asked_one_by_one_by_their_indexes() {
+    let (pool, _directory) = open().await;
+    for step in [
+        "SEARCH o USING COVERING INDEX callback_outbox_lane (lane>?)",
+        "SEARCH i USING COVERING INDEX callback_outbox_lane (lane=? AND due<?)",
+        "SEARCH o USING INTEGER PRIMARY KEY (rowid=?)",
+    ] {
+        check(&pool, CLAIM_LANES, step).await;
+    }
+    check(&pool, CLAIM_WORKER, "SEARCH callback_outbox USING INDEX callback_outbox_worker (worker=? AND due<?)").await;
+    check(&pool, AGE, "SEARCH o USING COVERING INDEX callback_outbox_lane (lane=? AND due<?)").await;
+    check(&pool, ENQUEUE, "SEARCH callback_outbox USING COVERING INDEX callback_outbox_order (order_key=? AND turn>?)")
+        .await;
+    check(&pool, RELEASE_NEXT, "SEARCH callback_outbox USING INDEX callback_outbox_order (order_key=? AND turn=?)")
+        .await;
 }
 
 #[tokio::test]

@@ -1,0 +1,40 @@
+//! What is done now and then: messages that nobody may attempt grow old all the same.
+
+use super::{Engine, chain};
+use crate::outbox::{Write, Written, write};
+use std::{sync::Arc, time::Duration};
+
+/// How often it is looked for.
+const EVERY: Duration = Duration::from_secs(60);
+
+/// How many rows end in one write.
+const AT_ONCE: usize = 256;
+
+impl Engine {
+    /// Gives up what has waited too long in lanes that are closed or full, until the dispatcher closes.
+    pub(crate) async fn age_until_closed(self: Arc<Self>) {
+        while !self.pause(EVERY).await {
+            let (lanes, _) = self.lanes.left_out();
+            let now = self.now();
+            let before = now.before(self.schedule.age_limit());
+            while !lanes.is_empty() {
+                let age = Write::Age { lanes: lanes.clone(), before, now, limit: AT_ONCE };
+                let ended = match write(&*self.store, age).await {
+                    Ok(Written::Ended(ended)) => ended,
+                    Ok(_) => Vec::new(),
+                    Err(error) => {
+                        tracing::warn!(error = %chain(&error), "old messages could not be given up");
+                        Vec::new()
+                    }
+                };
+                for id in &ended {
+                    tracing::warn!(%id, "a message was given up: its time was over while its lane was closed");
+                    self.ended(*id);
+                }
+                if ended.len() < AT_ONCE {
+                    break;
+                }
+            }
+        }
+    }
+}
