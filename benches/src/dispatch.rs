@@ -4,7 +4,7 @@ use crate::{
     Setting,
     bare::{Bare, take_one},
     receiver::{Arrivals, Receiver},
-    report::{Bar, Report},
+    report::{Bar, Report, median, percentile},
     system::{self, Processors},
 };
 use bytes::Bytes;
@@ -384,34 +384,6 @@ fn count(rate: f64, seconds: f64) -> usize {
     (rate * seconds) as usize + 1
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    percentile(&values, 0.5)
-}
-
-/// The value of sorted ones that this share does not exceed; the default where there are none.
-fn percentile<T: Copy + Default>(sorted: &[T], share: f64) -> T {
-    let place = ((sorted.len() as f64 * share) as usize).min(sorted.len().saturating_sub(1));
-    sorted.get(place).copied().unwrap_or_default()
-}
-
 fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1_000.0
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_median_of_five_is_the_third() {
-        assert!((median(vec![5.0, 1.0, 4.0, 2.0, 3.0]) - 3.0).abs() < f64::EPSILON);
-    }
-
-    #[test]
-    fn a_percentile_is_one_of_the_values() {
-        let values: Vec<u32> = (1..=100).collect();
-        assert_eq!((percentile(&values, 0.50), percentile(&values, 0.99)), (51, 100));
-        assert_eq!(percentile::<u32>(&[], 0.5), 0);
-    }
 }

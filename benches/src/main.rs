@@ -2,8 +2,11 @@
 
 mod bare;
 mod dispatch;
+mod isolation;
 mod receiver;
 mod report;
+mod scale;
+mod stand_in;
 mod system;
 
 use callback_core::BoxError;
@@ -18,7 +21,11 @@ struct Suite {
 }
 
 /// All suites, in the order in which they run.
-const SUITES: &[Suite] = &[Suite { name: "dispatch", run: dispatch::run }];
+const SUITES: &[Suite] = &[
+    Suite { name: "dispatch", run: dispatch::run },
+    Suite { name: "isolation", run: isolation::run },
+    Suite { name: "scale", run: scale::run },
+];
 
 /// How every suite is run.
 struct Setting {
@@ -48,6 +55,13 @@ struct Arguments {
     /// Where databases are put; it must be a real disk.
     #[arg(long, value_name = "PATH", default_value_os_t = std::env::temp_dir())]
     dir: PathBuf,
+}
+
+impl Setting {
+    /// Whether less is measured, to see that it can be.
+    fn is_quick(&self) -> bool {
+        self.rounds < 5
+    }
 }
 
 fn main() -> Result<ExitCode, BoxError> {

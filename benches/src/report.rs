@@ -79,6 +79,18 @@ fn line(suite: &str, name: &str, value: f64, unit: &str, bar: Bar) -> String {
     format!("{suite:<10} {name:<24} {value:>10.decimals$} {unit:<6} {bar}{mark}")
 }
 
+/// The middle one.
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    percentile(&values, 0.5)
+}
+
+/// The value of sorted ones that this share does not exceed; the default where there are none.
+pub(crate) fn percentile<T: Copy + Default>(sorted: &[T], share: f64) -> T {
+    let place = ((sorted.len() as f64 * share) as usize).min(sorted.len().saturating_sub(1));
+    sorted.get(place).copied().unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,5 +109,17 @@ mod tests {
         assert!(!Bar::NotJudged(10.0).is_missed_by(11.0));
         assert!(Bar::AtMost(10.0).is_missed_by(f64::NAN));
         assert!(!Bar::AtMost(10.0).is_missed_by(10.0));
+    }
+
+    #[test]
+    fn the_median_of_five_is_the_third() {
+        assert!((median(vec![5.0, 1.0, 4.0, 2.0, 3.0]) - 3.0).abs() < f64::EPSILON);
+    }
+
+    #[test]
+    fn a_percentile_is_one_of_the_values() {
+        let values: Vec<u32> = (1..=100).collect();
+        assert_eq!((percentile(&values, 0.50), percentile(&values, 0.99)), (51, 100));
+        assert_eq!(percentile::<u32>(&[], 0.5), 0);
     }
 }
