@@ -159,7 +159,7 @@ impl Dispatcher {
                 Ok(())
             }
             Written::Unknown => Err(EndError::Unknown),
-            Written::Superseded | Written::Claimed(_) | Written::Ended(_) => Err(EndError::Ended),
+            _ => Err(EndError::Ended),
         }
     }
 

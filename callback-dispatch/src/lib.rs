@@ -18,6 +18,7 @@ mod error;
 mod engine;
 mod outbox;
 mod row;
+mod seal;
 mod state;
 
 pub use clock::{Clock, SystemClock, TokioClock};
@@ -30,6 +31,8 @@ pub use lane::Lane;
 pub use outbox::SqliteOutbox;
 pub use outbox::{MemoryOutbox, Outbox, OutboxError};
 pub use outcome::{Failure, Outcome};
+#[cfg(feature = "seal")]
+pub use seal::{SealKeyError, SealKeys};
 pub use task::{Task, TaskState};
 pub use work::Work;
 pub use worker::{Handler, Interrupted, Worker, WorkerBuilder};

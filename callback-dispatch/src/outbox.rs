@@ -1,5 +1,6 @@
 //! Where tasks and undelivered messages live until they end.
 
+mod codec;
 mod memory;
 #[cfg(feature = "sqlite")]
 mod sqlite;
@@ -141,6 +142,23 @@ pub(crate) enum Write {
     CloseBreaker(LaneKey),
     /// Gives back what a dead process held.
     Recover,
+    /// A change of what is sealed by which key.
+    #[cfg(feature = "seal")]
+    Seal(SealStep),
+}
+
+/// A step on the way from one key to another.
+#[cfg(feature = "seal")]
+#[derive(Clone, Debug)]
+pub(crate) enum SealStep {
+    /// Values are sealed with this key from now on.
+    Learn { key: String, proof: Vec<u8> },
+    /// The first key seals some of the rows after this one.
+    Rows { after: i64 },
+    /// The same for failed attempts.
+    Attempts { after: i64 },
+    /// No value is sealed with any key but the first.
+    Forget,
 }
 
 /// A step of one row.
@@ -182,6 +200,9 @@ pub(crate) enum Written {
     Claimed(Vec<Row>),
     /// These have ended.
     Ended(Vec<TaskId>),
+    /// So many values were sealed anew, up to the last one; none is left after it if there is no last one.
+    #[cfg(feature = "seal")]
+    Resealed { last: Option<i64>, changed: u64 },
 }
 
 /// Why a write was not queued.
@@ -201,6 +222,7 @@ pub struct OutboxError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum OutboxErrorKind {
     Locked,
+    Sealed,
     NotStored,
     Unknown,
 }
@@ -209,6 +231,11 @@ impl OutboxError {
     /// Another dispatcher has the outbox.
     pub(crate) fn locked(source: impl Into<BoxError>) -> Self {
         Self { kind: OutboxErrorKind::Locked, source: source.into().into() }
+    }
+
+    /// It is not opened with these keys.
+    pub(crate) fn sealed(source: impl Into<BoxError>) -> Self {
+        Self { kind: OutboxErrorKind::Sealed, source: source.into().into() }
     }
 
     /// Nothing was stored, or read.
@@ -227,6 +254,12 @@ impl OutboxError {
         self.kind == OutboxErrorKind::Locked
     }
 
+    /// Whether it is sealed, and a key that opens it is missing. The cause names the key.
+    #[must_use]
+    pub fn is_sealed(&self) -> bool {
+        self.kind == OutboxErrorKind::Sealed
+    }
+
     /// Whether it may have been stored all the same.
     #[must_use]
     pub fn is_unknown(&self) -> bool {
@@ -238,6 +271,7 @@ impl fmt::Display for OutboxError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.kind {
             OutboxErrorKind::Locked => "another dispatcher has this outbox",
+            OutboxErrorKind::Sealed => "the outbox is not opened by these keys",
             OutboxErrorKind::NotStored => "the outbox failed, nothing was stored",
             OutboxErrorKind::Unknown => "the outbox failed, whether it was stored is unknown",
         })

@@ -2,8 +2,11 @@
 
 mod apply;
 mod read;
+mod seals;
 
-use super::{Done, Erase, Erased, NotQueued, Outbox, OutboxError, Store, Write, Written};
+use super::{Done, Erase, Erased, NotQueued, Outbox, OutboxError, Store, Write, Written, codec::Codec};
+#[cfg(feature = "seal")]
+use crate::SealKeys;
 use crate::{
     clock::Micros,
     dead_letter::{DeadLetter, DeadLetterQuery},
@@ -31,6 +34,7 @@ pub struct SqliteOutbox(Arc<Inner>);
 struct Inner {
     database: Database,
     writer: Writer<Rows>,
+    codec: Codec,
     lock: Mutex<Option<Lock>>,
 }
 
@@ -43,12 +47,44 @@ impl SqliteOutbox {
     /// Opens the file, or creates it. Takes no lock: starting a dispatcher does.
     ///
     /// # Errors
-    /// When the file cannot be opened, is no database, or cannot be made durable.
+    /// When the file cannot be opened, is no database, cannot be made durable, or is sealed.
     pub async fn open(path: impl AsRef<Path>) -> Result<Self, OutboxError> {
+        Self::open_by(path.as_ref(), Codec::default()).await
+    }
+
+    /// Opens the file, or creates it, and seals by these keys whatever secret is stored from then on.
+    ///
+    /// A file that was opened so once is not opened without its keys any more. What it had before stays as it is, and
+    /// readable, until [`reseal`](Self::reseal). [`SealKeys`] says what is sealed.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open), and [`OutboxError::is_sealed`] when a key that the file needs is missing, or is another
+    /// one under its id.
+    #[cfg(feature = "seal")]
+    pub async fn open_sealed(path: impl AsRef<Path>, keys: SealKeys) -> Result<Self, OutboxError> {
+        Self::open_by(path.as_ref(), Codec::sealing(keys)).await
+    }
+
+    async fn open_by(path: &Path, codec: Codec) -> Result<Self, OutboxError> {
         let migrations = Migrations::new("callback_dispatch_migrations", SCHEMA);
         let database = Database::open(path, migrations).await?;
-        let writer = database.writer(Rows::new(), QUEUE).await?;
-        Ok(Self(Arc::new(Inner { database, writer, lock: Mutex::default() })))
+        let writer = database.writer(Rows::new(codec.clone()), QUEUE).await?;
+        seals::check(&database, &writer, &codec).await?;
+        Ok(Self(Arc::new(Inner { database, writer, codec, lock: Mutex::default() })))
+    }
+
+    /// Seals by the first key what is sealed by another one, or not at all, and forgets the other keys: they may go.
+    ///
+    /// Gives the number of rows and attempts that were changed. It may run beside a dispatcher, and takes as long as reading
+    /// the file. What it replaces stays in the file's free space and its log until `VACUUM; PRAGMA wal_checkpoint(TRUNCATE)`
+    /// has rewritten both. A process that still seals with another key must end before.
+    ///
+    /// # Errors
+    /// When the outbox fails, a value cannot be opened, or there are no keys. What was resealed before that stays so, and
+    /// no key is forgotten.
+    #[cfg(feature = "seal")]
+    pub async fn reseal(&self) -> Result<u64, OutboxError> {
+        seals::reseal(&self.0.writer).await
     }
 
     /// The file.
@@ -89,7 +125,7 @@ impl Store for SqliteOutbox {
     }
 
     async fn find(&self, id: TaskId) -> Result<Option<Row>, OutboxError> {
-        Ok(read::find(self.0.database.reader(), id).await?)
+        Ok(read::find(self.0.database.reader(), &self.0.codec, id).await?)
     }
 
     async fn others_wrote(&self) -> Result<Option<bool>, OutboxError> {
@@ -105,11 +141,11 @@ impl Store for SqliteOutbox {
     }
 
     async fn dead_letters(&self, query: &DeadLetterQuery) -> Result<Vec<DeadLetter>, OutboxError> {
-        Ok(read::dead_letters(self.0.database.reader(), query).await?)
+        Ok(read::dead_letters(self.0.database.reader(), &self.0.codec, query).await?)
     }
 
     async fn dead_letter(&self, id: TaskId) -> Result<Option<DeadLetter>, OutboxError> {
-        Ok(read::dead_letter(self.0.database.reader(), id).await?)
+        Ok(read::dead_letter(self.0.database.reader(), &self.0.codec, id).await?)
     }
 
     async fn close(&self) {

@@ -1,6 +1,6 @@
 //! The outboxes give the same answers, and keep the same rows.
 
-use super::{Claim, MemoryOutbox, Settle, SqliteOutbox, Store, Write, Written, write};
+use super::{Claim, MemoryOutbox, OutboxError, Settle, SqliteOutbox, Store, Write, Written, write};
 use crate::{
     clock::Micros,
     dead_letter::DeadLetterQuery,
@@ -108,8 +108,7 @@ struct Pair {
 }
 
 impl Pair {
-    async fn open(path: &std::path::Path) -> Self {
-        let sqlite = SqliteOutbox::open(path).await.expect("the file can be opened");
+    fn new(sqlite: SqliteOutbox) -> Self {
         Self { memory: MemoryOutbox::new(), sqlite, ids: Vec::new(), now: 1_000 }
     }
 
@@ -338,19 +337,32 @@ fn all_of(row: &Row) -> String {
     format!("{row:?} {work:?} {result:?} {:?}", row.dsn.as_ref().map(|dsn| dsn.expose()))
 }
 
+/// A life of both, on a file of its own.
+fn live(steps: Vec<Step>, open: impl AsyncFnOnce(std::path::PathBuf) -> Result<SqliteOutbox, OutboxError>) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let sqlite = open(directory.path().join("outbox.db")).await.expect("the file can be opened");
+        let mut pair = Pair::new(sqlite);
+        for step in steps {
+            pair.check(step).await;
+        }
+        pair.sqlite.close().await;
+    });
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn both_outboxes_give_the_same_answers_and_keep_the_same_rows(steps in vec(step(), 1..40)) {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(async {
-            let mut pair = Pair::open(&directory.path().join("outbox.db")).await;
-            for step in steps {
-                pair.check(step).await;
-            }
-            pair.sqlite.close().await;
-        });
+        live(steps, async |path| SqliteOutbox::open(path).await);
+    }
+
+    #[cfg(feature = "seal")]
+    #[test]
+    fn so_they_do_when_one_of_them_is_sealed(steps in vec(step(), 1..40)) {
+        let keys = crate::SealKeys::new("a", &[7; 32]).expect("a valid id");
+        live(steps, async |path| SqliteOutbox::open_sealed(path, keys).await);
     }
 }

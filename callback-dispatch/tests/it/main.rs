@@ -17,6 +17,8 @@ mod order;
 mod paused_time;
 mod recovery;
 mod retry;
+#[cfg(all(feature = "sqlite", feature = "seal"))]
+mod sealed;
 mod secrets;
 mod signature;
 #[cfg(feature = "sqlite")]

@@ -38,6 +38,12 @@ macro_rules! on_each_outbox {
             async fn in_sqlite() {
                 in_time(super::$name(Home::sqlite())).await;
             }
+
+            #[cfg(all(feature = "sqlite", feature = "seal"))]
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn in_sealed_sqlite() {
+                in_time(super::$name(Home::sealed_sqlite())).await;
+            }
         }
     )* };
 }
@@ -57,6 +63,12 @@ macro_rules! over_lives_on_each_outbox {
             #[test]
             fn in_sqlite() {
                 super::$name(&Home::sqlite());
+            }
+
+            #[cfg(all(feature = "sqlite", feature = "seal"))]
+            #[test]
+            fn in_sealed_sqlite() {
+                super::$name(&Home::sealed_sqlite());
             }
         }
     )* };
@@ -89,7 +101,13 @@ pub(crate) enum Home {
     Memory(MemoryOutbox),
     #[cfg(feature = "sqlite")]
     Sqlite(tempfile::TempDir),
+    #[cfg(all(feature = "sqlite", feature = "seal"))]
+    SealedSqlite(tempfile::TempDir),
 }
+
+/// What a sealed outbox is sealed with.
+#[cfg(all(feature = "sqlite", feature = "seal"))]
+pub(crate) const KEY: &str = "test:6Xb/dCcHpPea21PS1N9VY/NZW723CEc77N4rJCubMbc=";
 
 impl Home {
     pub(crate) fn memory() -> Self {
@@ -101,12 +119,17 @@ impl Home {
         Self::Sqlite(tempfile::tempdir().expect("a temporary directory"))
     }
 
+    #[cfg(all(feature = "sqlite", feature = "seal"))]
+    pub(crate) fn sealed_sqlite() -> Self {
+        Self::SealedSqlite(tempfile::tempdir().expect("a temporary directory"))
+    }
+
     #[cfg_attr(not(feature = "sqlite"), expect(clippy::unused_async, reason = "a file is opened and read so"))]
     pub(crate) async fn open(&self) -> Arc<dyn Outbox> {
         match self {
             Self::Memory(outbox) => Arc::new(outbox.clone()),
             #[cfg(feature = "sqlite")]
-            Self::Sqlite(_) => Arc::new(self.open_file().await),
+            _ => Arc::new(self.open_file().await),
         }
     }
 
@@ -116,7 +139,13 @@ impl Home {
 
     #[cfg(feature = "sqlite")]
     pub(crate) async fn open_file(&self) -> callback_dispatch::SqliteOutbox {
-        callback_dispatch::SqliteOutbox::open(self.path()).await.expect("the file can be opened")
+        use callback_dispatch::SqliteOutbox;
+        let opened = match self {
+            #[cfg(feature = "seal")]
+            Self::SealedSqlite(_) => SqliteOutbox::open_sealed(self.path(), KEY.parse().expect("a key")).await,
+            _ => SqliteOutbox::open(self.path()).await,
+        };
+        opened.expect("the file can be opened")
     }
 
     #[cfg(feature = "sqlite")]
@@ -124,6 +153,8 @@ impl Home {
         match self {
             Self::Memory(_) => panic!("an outbox in memory has no file"),
             Self::Sqlite(directory) => directory.path().join("outbox.db"),
+            #[cfg(feature = "seal")]
+            Self::SealedSqlite(directory) => directory.path().join("outbox.db"),
         }
     }
 
@@ -141,7 +172,7 @@ impl Home {
         match self {
             Self::Memory(_) => {}
             #[cfg(feature = "sqlite")]
-            Self::Sqlite(_) => {
+            _ => {
                 let count = sqlx::query_scalar("SELECT count(*) FROM callback_outbox");
                 let count: i64 = count.fetch_one(&mut self.stranger().await).await.expect("rows can be counted");
                 assert_eq!(count, 0, "something is stored");

@@ -4,8 +4,11 @@ use super::read;
 use crate::{
     clock::Micros,
     lane::{LaneKey, OpenBreaker},
-    outbox::{Claim, Settle, Write, Written},
-    row::{FailedRow, Order, Row, Stage, Stored},
+    outbox::{
+        Claim, Settle, Write, Written,
+        codec::{Codec, Pair, Text},
+    },
+    row::{FailedRow, Order, Row, Stage},
 };
 use callback_core::{Destination, Dsn, TaskId};
 use callback_store::{Apply, Batched};
@@ -64,6 +67,7 @@ pub(super) const RELEASE_NEXT: &str = "UPDATE callback_outbox SET due = ?1 WHERE
 /// New rows and steps come in numbers, and share multi-row statements; the rest is rare, and comes one by one.
 #[derive(Debug)]
 pub(super) struct Rows {
+    codec: Codec,
     insert: Batched,
     settle: Batched,
     result: Batched,
@@ -76,13 +80,15 @@ struct ResultStep<'a> {
     to: Stage,
     held: bool,
     now: Micros,
-    result: &'a Stored,
+    /// As it is kept: no two are alike once they are sealed, so it is made once.
+    result: Pair<'a>,
     order: Option<Order>,
 }
 
 impl Rows {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(codec: Codec) -> Self {
         Self {
+            codec,
             insert: Batched::new(
                 "INSERT INTO callback_outbox (id, stage, held, token, due, attempts, starts, accepted_at, first_due, \
                  expires, worker, owner, dsn, destination, lane, order_key, stops, idempotency, request, work, work_body, result, result_body) SELECT * FROM (VALUES ",
@@ -114,7 +120,7 @@ impl Rows {
         for (sql, part) in self.insert.split(rows) {
             let mut arguments = SqliteArguments::default();
             for row in part {
-                bind_row(&mut arguments, row)?;
+                bind_row(&mut arguments, &self.codec, row)?;
             }
             query_with(sql, arguments).execute(&mut *connection).await?;
         }
@@ -153,7 +159,7 @@ impl Rows {
         for (sql, part) in self.attempt.split(&failed) {
             let mut arguments = SqliteArguments::default();
             for (id, attempt) in part {
-                bind_attempt(&mut arguments, *id, attempt)?;
+                bind_attempt(&mut arguments, &self.codec, *id, attempt)?;
             }
             query_with(sql, arguments).execute(&mut *connection).await?;
         }
@@ -200,15 +206,17 @@ impl Rows {
     async fn has_result(&self, connection: &mut SqliteConnection, step: &ResultStep<'_>) -> Result<bool, Error> {
         let sql = "SELECT count(*) FROM callback_outbox \
                    WHERE id = ? AND token = ? AND stage = ? AND held = ? AND due = ? AND result = ?";
-        let count: i64 = query_scalar(sql)
+        let count = query_scalar(sql)
             .bind(&step.id.as_bytes()[..])
             .bind(i64::from(step.token))
             .bind(step.to.number())
             .bind(step.held)
-            .bind(step.now.0)
-            .bind(step.result.head())
-            .fetch_one(connection)
-            .await?;
+            .bind(step.now.0);
+        let count = match &step.result.0 {
+            Text::Plain(head) => count.bind(&**head),
+            Text::Sealed(head) => count.bind(&head[..]),
+        };
+        let count: i64 = count.fetch_one(connection).await?;
         Ok(count > 0)
     }
 
@@ -270,6 +278,8 @@ impl Rows {
                 query(sql).execute(connection).await?;
                 Ok(Written::Done)
             }
+            #[cfg(feature = "seal")]
+            Write::Seal(step) => super::seals::step(connection, &self.codec, step).await,
         }
     }
 
@@ -328,7 +338,7 @@ impl Rows {
                     let id = line.try_get("id").map(read::hex).unwrap_or_default();
                     tracing::error!(id, %error, "a stored row cannot be read");
                 };
-                read::row(line).inspect_err(unreadable).ok()
+                read::row(&self.codec, line).inspect_err(unreadable).ok()
             })
             .collect::<Vec<Row>>();
         rows.sort_by_key(|row| (row.due, row.id));
@@ -392,6 +402,7 @@ impl Apply for Rows {
                 }
                 Write::Settle(step) => settles.push((place, step)),
                 Write::Result { id, token, to, held, now, result, order, .. } => {
+                    let result = self.codec.encode_result(*id, result).map_err(not_sealed)?;
                     let (id, token, to, held, now, order) = (*id, *token, *to, *held, *now, *order);
                     let step = ResultStep { id, token, to, held, now, result, order };
                     results.push((place, step));
@@ -420,9 +431,10 @@ impl Apply for Rows {
     }
 }
 
-type BindError = Box<dyn std::error::Error + Send + Sync>;
+pub(super) type BindError = Box<dyn std::error::Error + Send + Sync>;
 
-fn bind_row(arguments: &mut SqliteArguments, row: &Row) -> Result<(), Error> {
+fn bind_row(arguments: &mut SqliteArguments, codec: &Codec, row: &Row) -> Result<(), Error> {
+    let columns = codec.encode(row).map_err(not_sealed)?;
     let bind = |arguments: &mut SqliteArguments| -> Result<(), BindError> {
         arguments.reserve(23, 0);
         arguments.add(&row.id.as_bytes()[..])?;
@@ -437,17 +449,18 @@ fn bind_row(arguments: &mut SqliteArguments, row: &Row) -> Result<(), Error> {
         arguments.add(row.expires.0)?;
         arguments.add(row.worker.as_deref())?;
         arguments.add(row.owner.as_deref())?;
-        arguments.add(row.dsn.as_ref().map(Dsn::expose))?;
+        add_text(arguments, columns.dsn.as_ref())?;
         arguments.add(row.dsn.as_ref().map(Dsn::destination).as_ref().map(Destination::as_str))?;
         arguments.add(row.lane().as_ref().map(LaneKey::number))?;
         arguments.add(row.order.as_ref().map(|order| &order.key.0[..]))?;
         arguments.add(row.order.map(|order| order.stops))?;
         arguments.add(row.idempotency.as_ref().map(|it| &it.key[..]))?;
         arguments.add(row.idempotency.as_ref().map(|it| &it.request[..]))?;
-        arguments.add(row.work.as_ref().map(|work| work.head()))?;
-        arguments.add(row.work.as_ref().map(|work| &work.payload.body()[..]))?;
-        arguments.add(row.result.as_ref().map(|result| result.head()))?;
-        arguments.add(row.result.as_ref().map(|result| &result.message.body()[..]))
+        for column in [&columns.work, &columns.result] {
+            add_text(arguments, column.as_ref().map(|(head, _)| head))?;
+            arguments.add(column.as_ref().map(|(_, body)| &body[..]))?;
+        }
+        Ok(())
     };
     bind(arguments).map_err(Error::Encode)
 }
@@ -475,13 +488,14 @@ fn bind_result(arguments: &mut SqliteArguments, step: &ResultStep<'_>) -> Result
         arguments.add(step.held)?;
         arguments.add(step.now.0)?;
         arguments.add(ended_at(step.to, step.now))?;
-        arguments.add(step.result.head())?;
-        arguments.add(&step.result.message.body()[..])
+        add_text(arguments, Some(&step.result.0))?;
+        arguments.add(&step.result.1[..])
     };
     bind(arguments).map_err(Error::Encode)
 }
 
-fn bind_attempt(arguments: &mut SqliteArguments, id: TaskId, attempt: &FailedRow) -> Result<(), Error> {
+fn bind_attempt(arguments: &mut SqliteArguments, codec: &Codec, id: TaskId, attempt: &FailedRow) -> Result<(), Error> {
+    let reason = codec.encode_reason(id, attempt).map_err(not_sealed)?;
     let bind = |arguments: &mut SqliteArguments| -> Result<(), BindError> {
         arguments.add(&id.as_bytes()[..])?;
         arguments.add(i64::from(attempt.number))?;
@@ -490,9 +504,21 @@ fn bind_attempt(arguments: &mut SqliteArguments, id: TaskId, attempt: &FailedRow
         arguments.add(attempt.kind.as_str())?;
         arguments.add(attempt.phase.map(|phase| phase.as_str()))?;
         arguments.add(attempt.status.map(i64::from))?;
-        arguments.add(attempt.reason.as_str())
+        add_text(arguments, Some(&reason))
     };
     bind(arguments).map_err(Error::Encode)
+}
+
+pub(super) fn add_text(arguments: &mut SqliteArguments, text: Option<&Text<'_>>) -> Result<(), BindError> {
+    match text {
+        None => arguments.add(None::<&str>),
+        Some(Text::Plain(text)) => arguments.add(&**text),
+        Some(Text::Sealed(bytes)) => arguments.add(&bytes[..]),
+    }
+}
+
+pub(super) fn not_sealed(reason: String) -> Error {
+    Error::Encode(reason.into())
 }
 
 fn ended_at(stage: Stage, now: Micros) -> Option<i64> {

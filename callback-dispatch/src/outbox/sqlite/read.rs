@@ -4,9 +4,10 @@ use crate::{
     clock::Micros,
     dead_letter::{DeadLetter, DeadLetterQuery},
     lane::{LaneKey, OpenBreaker},
-    row::{FailedRow, Idempotency, Order, OrderKey, Request, Row, Stage, Stored},
+    outbox::codec::Codec,
+    row::{FailedRow, Idempotency, Order, OrderKey, Row, Stage},
 };
-use callback_core::{Destination, Dsn, ErrorKind, Phase, TaskId};
+use callback_core::{Destination, ErrorKind, Phase, TaskId};
 use sqlx::{Error, Row as _, SqlitePool, query, query_scalar, sqlite::SqliteRow};
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -38,9 +39,9 @@ fn breaker(line: &SqliteRow) -> Result<OpenBreaker, Error> {
     Ok(OpenBreaker { lane, times: number(line, "times")?, until: Micros(line.try_get("until")?) })
 }
 
-pub(super) async fn find(pool: &SqlitePool, id: TaskId) -> Result<Option<Row>, Error> {
+pub(super) async fn find(pool: &SqlitePool, codec: &Codec, id: TaskId) -> Result<Option<Row>, Error> {
     let found = query("SELECT * FROM callback_outbox WHERE id = ?").bind(&id.as_bytes()[..]);
-    found.fetch_optional(pool).await?.as_ref().map(row).transpose()
+    found.fetch_optional(pool).await?.as_ref().map(|line| row(codec, line)).transpose()
 }
 
 pub(super) async fn waiting_workers(pool: &SqlitePool) -> Result<Vec<String>, Error> {
@@ -48,7 +49,11 @@ pub(super) async fn waiting_workers(pool: &SqlitePool) -> Result<Vec<String>, Er
     query_scalar(sql).fetch_all(pool).await
 }
 
-pub(super) async fn dead_letters(pool: &SqlitePool, asked: &DeadLetterQuery) -> Result<Vec<DeadLetter>, Error> {
+pub(super) async fn dead_letters(
+    pool: &SqlitePool,
+    codec: &Codec,
+    asked: &DeadLetterQuery,
+) -> Result<Vec<DeadLetter>, Error> {
     let (since, id) =
         asked.after.map_or((i64::MIN, Vec::new()), |cursor| (cursor.since.0, cursor.id.as_bytes().to_vec()));
     let rows = query(DEAD_LETTERS)
@@ -59,25 +64,28 @@ pub(super) async fn dead_letters(pool: &SqlitePool, asked: &DeadLetterQuery) -> 
         .bind(i64::try_from(asked.limit).unwrap_or(i64::MAX))
         .fetch_all(pool)
         .await?;
-    letters(pool, &rows).await
+    letters(pool, codec, &rows).await
 }
 
-pub(super) async fn dead_letter(pool: &SqlitePool, id: TaskId) -> Result<Option<DeadLetter>, Error> {
+pub(super) async fn dead_letter(pool: &SqlitePool, codec: &Codec, id: TaskId) -> Result<Option<DeadLetter>, Error> {
     let sql = "SELECT * FROM callback_outbox WHERE stage = 12 AND id = ?";
     let rows = query(sql).bind(&id.as_bytes()[..]).fetch_all(pool).await?;
-    Ok(letters(pool, &rows).await?.pop())
+    Ok(letters(pool, codec, &rows).await?.pop())
 }
 
-async fn letters(pool: &SqlitePool, rows: &[SqliteRow]) -> Result<Vec<DeadLetter>, Error> {
+async fn letters(pool: &SqlitePool, codec: &Codec, rows: &[SqliteRow]) -> Result<Vec<DeadLetter>, Error> {
     let ids: Vec<String> = rows.iter().map(|row| Ok(hex(row.try_get("id")?))).collect::<Result<_, Error>>()?;
     let mut attempts: HashMap<TaskId, Vec<FailedRow>> = HashMap::new();
     for row in query(ATTEMPTS).bind(serde_json::json!(ids).to_string()).fetch_all(pool).await? {
-        attempts.entry(task_id(&row)?).or_default().push(attempt(&row)?);
+        match attempt(codec, &row) {
+            Ok(attempt) => attempts.entry(task_id(&row)?).or_default().push(attempt),
+            Err(error) => tracing::error!(id = hex(row.try_get("id")?), %error, "a stored attempt cannot be read"),
+        }
     }
     let mut letters = Vec::with_capacity(rows.len());
     for line in rows {
         let since = Micros(line.try_get("ended_at")?).to_system();
-        let row = match row(line) {
+        let row = match row(codec, line) {
             Ok(row) => row,
             Err(error) => {
                 // One unreadable letter, of a newer version perhaps, must not hide the others.
@@ -97,19 +105,21 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 }
 
 /// A line of `callback_outbox`, all columns.
-pub(super) fn row(line: &SqliteRow) -> Result<Row, Error> {
+pub(super) fn row(codec: &Codec, line: &SqliteRow) -> Result<Row, Error> {
+    let id = task_id(line)?;
     let text = |column: &str| line.try_get::<Option<String>, _>(column);
+    let kept = |column: &str| line.try_get::<Option<&[u8]>, _>(column);
     let body = |column: &str| line.try_get::<Option<Vec<u8>>, _>(column).map(Option::unwrap_or_default);
     let half = |column: &'static str| {
         let bytes = line.try_get::<Option<&[u8]>, _>(column)?;
         bytes.map(|bytes| bytes.try_into().map_err(|_| unreadable(column)("not sixteen bytes".into()))).transpose()
     };
-    let work = text("work")?.map(|head| Request::from_parts(&head, body("work_body")?).map_err(unreadable("work")));
+    let dsn = kept("dsn")?.map(|dsn| codec.decode_dsn(id, dsn).map_err(unreadable("dsn")));
+    let work = kept("work")?.map(|head| codec.decode_work(id, head, body("work_body")?).map_err(unreadable("work")));
     let result =
-        text("result")?.map(|head| Stored::from_parts(&head, body("result_body")?).map_err(unreadable("result")));
-    let dsn = text("dsn")?.map(|dsn| dsn.parse::<Dsn>().map_err(|error| unreadable("dsn")(error.to_string())));
+        kept("result")?.map(|head| codec.decode_result(id, head, body("result_body")?).map_err(unreadable("result")));
     Ok(Row {
-        id: task_id(line)?,
+        id,
         token: number(line, "token")?,
         stage: Stage::from_number(line.try_get("stage")?).ok_or_else(|| unreadable("stage")("no such stage".into()))?,
         held: line.try_get("held")?,
@@ -129,19 +139,21 @@ pub(super) fn row(line: &SqliteRow) -> Result<Row, Error> {
     })
 }
 
-fn attempt(line: &SqliteRow) -> Result<FailedRow, Error> {
+fn attempt(codec: &Codec, line: &SqliteRow) -> Result<FailedRow, Error> {
     let took: i64 = line.try_get("took")?;
     let kind: String = line.try_get("kind")?;
     let phase: Option<String> = line.try_get("phase")?;
     let status: Option<i64> = line.try_get("status")?;
+    let (number, time) = (number(line, "number")?, Micros(line.try_get("time")?));
+    let reason = codec.decode_reason(task_id(line)?, number, time, line.try_get("reason")?);
     Ok(FailedRow {
-        number: number(line, "number")?,
-        time: Micros(line.try_get("time")?),
+        number,
+        time,
         took: Duration::from_micros(u64::try_from(took).unwrap_or(0)),
         kind: ErrorKind::from_name(&kind).ok_or_else(|| unreadable("kind")("no such kind".into()))?,
         phase: phase.as_deref().and_then(Phase::from_name),
         status: status.and_then(|status| u16::try_from(status).ok()),
-        reason: line.try_get("reason")?,
+        reason: reason.map_err(unreadable("reason"))?,
     })
 }
 
@@ -150,10 +162,10 @@ pub(super) fn task_id(line: &SqliteRow) -> Result<TaskId, Error> {
     bytes.try_into().map(TaskId::from_bytes).map_err(|_| unreadable("id")("not sixteen bytes".into()))
 }
 
-fn number(line: &SqliteRow, column: &'static str) -> Result<u32, Error> {
+pub(super) fn number(line: &SqliteRow, column: &'static str) -> Result<u32, Error> {
     u32::try_from(line.try_get::<i64, _>(column)?).map_err(|error| unreadable(column)(error.to_string()))
 }
 
-fn unreadable(column: &'static str) -> impl Fn(String) -> Error {
+pub(super) fn unreadable(column: &'static str) -> impl Fn(String) -> Error {
     move |reason| Error::ColumnDecode { index: column.into(), source: reason.into() }
 }

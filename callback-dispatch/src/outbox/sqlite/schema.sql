@@ -19,7 +19,8 @@ CREATE TABLE callback_outbox (
     kind        TEXT,
     worker      TEXT,
     owner       TEXT,
-    dsn         TEXT,
+    -- text, or sealed: a BLOB; so are work, result and reason, and a body is sealed with them
+    dsn         ANY,
     destination TEXT,
     -- a digest of owner and destination
     lane        INTEGER,
@@ -32,9 +33,9 @@ CREATE TABLE callback_outbox (
     idempotency BLOB,
     request     BLOB,
     -- the request, and the message: what belongs to each as JSON, and its body
-    work        TEXT,
+    work        ANY,
     work_body   BLOB,
-    result      TEXT,
+    result      ANY,
     result_body BLOB
 ) STRICT;
 
@@ -52,7 +53,7 @@ CREATE TABLE callback_attempt (
     kind   TEXT    NOT NULL,
     phase  TEXT,
     status INTEGER,
-    reason TEXT    NOT NULL
+    reason ANY     NOT NULL
 ) STRICT;
 
 CREATE INDEX callback_attempt_id ON callback_attempt (id);
@@ -64,4 +65,10 @@ CREATE TABLE callback_breaker (
     destination TEXT    NOT NULL,
     times       INTEGER NOT NULL,
     until       INTEGER NOT NULL
+) STRICT;
+
+-- The keys that values here are sealed with, each with a proof: nothing, sealed.
+CREATE TABLE callback_seal (
+    key   TEXT NOT NULL PRIMARY KEY,
+    proof BLOB NOT NULL
 ) STRICT;

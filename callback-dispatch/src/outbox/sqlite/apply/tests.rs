@@ -1,8 +1,10 @@
 //! How SQLite goes about the statements: a scan of the outbox would make each write cost more than the last.
 
 use super::{super::SCHEMA, *};
+use crate::row::Stored;
+use callback_core::Message;
 use callback_store::{Database, Migrations};
-use sqlx::{AssertSqlSafe, SqlitePool};
+use sqlx::{AssertSqlSafe, Connection, SqlitePool};
 use tempfile::TempDir;
 
 /// The sizes in which statements are prepared.
@@ -37,7 +39,7 @@ async fn check(pool: &SqlitePool, sql: &str, expected: &str) {
 #[tokio::test]
 async fn steps_look_their_rows_up_by_id() {
     let (pool, _directory) = open().await;
-    let rows = Rows::new();
+    let rows = Rows::new(Codec::default());
     for statements in [&rows.settle, &rows.result] {
         let sizes: Vec<usize> = {
             let parts: Vec<_> = statements.split(&[(); ROWS]).map(|(sql, part)| (sql, part.len())).collect();
@@ -85,4 +87,41 @@ async fn dead_letters_are_found_by_their_index() {
     let plan = plan(&pool, read::ATTEMPTS).await;
     let by_id = "SEARCH a USING INDEX callback_attempt_id (id=?)";
     assert!(plan.iter().any(|step| step == by_id), "{plan:#?}");
+}
+
+/// That of two results of one run that share a transaction one counts, and is what is kept.
+async fn check_two_results(codec: Codec) {
+    let (pool, directory) = open().await;
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(directory.path().join("outbox.db"));
+    let mut connection = SqliteConnection::connect_with(&options).await.expect("another connection");
+    let mut rows = Rows::new(codec.clone());
+    let id = TaskId::new();
+    let result = |text: &str| {
+        let message = Message::builder("a.b").id(id.into()).payload(text).build().expect("a valid message");
+        // The heads differ too.
+        Arc::new(Stored { message, failed: text == "two", traceparent: None })
+    };
+    let step = |text: &str| {
+        let (to, now, events) = (Stage::Delivering, Micros(7), Vec::new());
+        Write::Result { id, token: 1, to, held: true, now, result: result(text), order: None, events }
+    };
+    let insert = "INSERT INTO callback_outbox (id, stage, held, token, due, attempts, starts, accepted_at, first_due, expires) \
+                  VALUES (?, 0, 1, 1, 0, 0, 0, 0, 0, 0)";
+    query(insert).bind(&id.as_bytes()[..]).execute(&mut connection).await.expect("stored");
+    let written = rows.apply(&mut connection, &[step("one"), step("two")]).await.expect("applied");
+    let kept = read::find(&pool, &codec, id).await.expect("readable").expect("it is there");
+    let kept = kept.result.expect("it has a result");
+    let expected: &[u8] = match &written[..] {
+        [Written::Done, Written::Superseded] => b"one",
+        [Written::Superseded, Written::Done] => b"two",
+        _ => panic!("{written:?}"),
+    };
+    assert_eq!((&kept.message.body()[..], kept.failed), (expected, expected == b"two"));
+}
+
+#[tokio::test]
+async fn of_two_results_of_one_run_one_counts() {
+    check_two_results(Codec::default()).await;
+    #[cfg(feature = "seal")]
+    check_two_results(Codec::sealing(crate::SealKeys::new("a", &[7; 32]).expect("a valid id"))).await;
 }
