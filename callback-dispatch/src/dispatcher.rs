@@ -6,6 +6,7 @@ use crate::{
     engine::Engine,
     lane::Bounds,
     lane::{Lanes, Pool},
+    measure,
     outbox::{Store, Write, Written, write},
     outcome::OutcomeKind,
     state,
@@ -414,9 +415,11 @@ impl DispatcherBuilder {
         let now = engine.now();
         for open in &breakers {
             engine.lanes.restore(open, open.until.since(now));
+            measure::breaker_opened();
         }
         engine.tasks.spawn(Arc::clone(&engine).claim_until_closed());
         engine.tasks.spawn(Arc::clone(&engine).age_until_closed());
+        engine.tasks.spawn(Arc::clone(&engine).count_until_closed());
         engine.tasks.spawn(Arc::clone(&engine).name_missing_handlers());
         Ok(Dispatcher(Arc::new(Handle { engine })))
     }

@@ -9,6 +9,7 @@ use crate::{
     AcceptError, Clock, Event, Handler, Interrupted, OutboxError, Work, WorkerError,
     clock::Micros,
     lane::{Lanes, OpenLane, Pool, Slot},
+    measure,
     outbox::{NotQueued, Store, Write, Written},
     row::{Order, OrderKey, Request, Row, Stage, Stored},
 };
@@ -28,6 +29,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument;
 
 /// How long a commit of unknown outcome is asked about.
 const ASK_FOR: Duration = Duration::from_secs(5);
@@ -260,6 +262,7 @@ impl Engine {
             drop(waiting);
             match result {
                 Ok(_) => {
+                    measure::accepted(&stored);
                     engine.hand_over(stored, place);
                     let _ = sender.send(Ok(()));
                 }
@@ -285,6 +288,7 @@ impl Engine {
         loop {
             match self.store.find(row.id).await {
                 Ok(Some(_)) => {
+                    measure::accepted(&row);
                     self.hand_over(row, place);
                     return Ok(());
                 }
@@ -336,7 +340,10 @@ impl Engine {
             // A later claim has the row: it was completed elsewhere while its run was waiting or going on.
             former.cancel();
         }
-        self.tasks.spawn_on(Arc::clone(self).drive(row, place, cancelled), &self.runtime);
+        // One span from here to the receipt. The client's trace goes on in it, though a restart may lie between.
+        let span =
+            tracing::info_span!("callback", id = %row.id, worker = row.worker.as_deref(), trace = row.traceparent());
+        self.tasks.spawn_on(Arc::clone(self).drive(row, place, cancelled).instrument(span), &self.runtime);
     }
 
     /// Brings a row as far as it goes now: through its run, and one attempt.

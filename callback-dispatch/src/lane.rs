@@ -247,6 +247,13 @@ impl Lanes {
         host
     }
 
+    /// How much is in memory, over all lanes and in the fullest of them.
+    pub(crate) fn depths(&self) -> (usize, usize) {
+        let open = lock(&self.open);
+        let used = open.values().map(|lane| lane.slots.used());
+        used.fold((0, 0), |(all, most), used| (all + used, most.max(used)))
+    }
+
     /// The lanes that take nothing more: their messages stay in the store. And when the first of them opens by itself.
     pub(crate) fn left_out(&self) -> (Vec<LaneKey>, Option<Instant>) {
         let now = Instant::now();

@@ -16,6 +16,7 @@ mod clock;
 mod error;
 
 mod engine;
+mod measure;
 mod outbox;
 mod row;
 mod seal;

@@ -65,6 +65,9 @@ pub(crate) trait Store: fmt::Debug + Send + Sync + 'static {
     /// The workers that accepted work waits for which nobody holds.
     async fn waiting_workers(&self) -> Result<Vec<String>, OutboxError>;
 
+    /// How many rows nobody holds, and when the first of those that are due by `now` was due.
+    async fn depth(&self, now: Micros) -> Result<(u64, Option<Micros>), OutboxError>;
+
     /// The breakers that were open when last heard of.
     async fn breakers(&self) -> Result<Vec<OpenBreaker>, OutboxError>;
 

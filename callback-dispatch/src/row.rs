@@ -42,6 +42,12 @@ impl Row {
         Some(LaneKey { owner: self.owner.clone(), destination: self.dsn.as_ref()?.destination() })
     }
 
+    /// The client's trace (W3C Trace Context), where it named one.
+    pub(crate) fn traceparent(&self) -> Option<&str> {
+        let of_result = self.result.as_ref().and_then(|result| result.traceparent.as_deref());
+        of_result.or_else(|| self.work.as_ref()?.context.traceparent.as_deref())
+    }
+
     /// About how many bytes it takes in memory.
     pub(crate) fn size(&self) -> usize {
         let body = |payload: &Payload| payload.body().len();

@@ -5,6 +5,7 @@ use crate::{
     OutboxError,
     clock::Micros,
     lane::{Breaker, LanePermit, OpenBreaker, OpenLane, Sign},
+    measure,
     outbox::{Settle, Write, Written},
     row::{FailedRow, Row},
     state::{self, Verdict},
@@ -17,6 +18,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 /// What an attempt takes while it goes on.
 struct Places<'a> {
@@ -46,15 +48,17 @@ impl Engine {
             return;
         }
         let (begun, now) = (Instant::now(), self.now());
+        let in_flight = measure::Ongoing::attempt();
         let attempt = tokio::select! {
             biased;
             () = self.closed.cancelled() => None,
             answer = self.attempt(&row, &result.message, result.traceparent.as_deref(), now) => Some(answer),
         };
         if let Some(answer) = &attempt {
+            measure::attempted(&row, answer.as_ref(), begun.elapsed());
             self.learn(&row, &lane, Sign::of(answer.as_ref()));
         }
-        drop(places);
+        drop((places, in_flight));
         let Some(answer) = attempt else {
             // Whether it was delivered is unknown; the next start tries again.
             self.release(&row).await;
@@ -100,6 +104,10 @@ impl Engine {
                 Verdict::Retry { due } if due <= self.now() => self.look_again(),
                 Verdict::Retry { .. } => self.wake.notify_one(),
                 Verdict::Delivered | Verdict::Dead => {
+                    match verdict {
+                        Verdict::Dead => measure::dead(),
+                        _ => measure::arrived(self.now().since(row.accepted_at)),
+                    }
                     self.ended(row.id);
                     if row.order.is_some() {
                         self.look_again();
@@ -133,10 +141,14 @@ impl Engine {
         let destination = lane.destination.clone();
         let write = match change {
             Breaker::Opened { pause, times } => {
+                if times == 1 {
+                    measure::breaker_opened();
+                }
                 tracing::warn!(%destination, pause_s = pause.as_secs(), times, "a breaker opened");
                 Write::OpenBreaker(OpenBreaker { lane, times, until: self.now().after(pause) })
             }
             Breaker::Closed => {
+                measure::breaker_closed();
                 tracing::info!(%destination, "a breaker closed");
                 Write::CloseBreaker(lane)
             }
@@ -168,7 +180,9 @@ impl Engine {
         if let Some(signer) = self.keys.signer(row.owner.as_deref(), dsn) {
             attempt = attempt.sign(signer, message);
         }
-        let delivery = AssertUnwindSafe(async { sink.deliver(dsn, message, &attempt).await }).catch_unwind();
+        let span = tracing::info_span!("attempt", number = attempt.number(), destination = %dsn.destination());
+        let delivery = async { sink.deliver(dsn, message, &attempt).await }.instrument(span);
+        let delivery = AssertUnwindSafe(delivery).catch_unwind();
         match timeout_at(deadline, delivery).await {
             Ok(Ok(result)) => result,
             Ok(Err(_panic)) => Err(SinkError::unavailable("the sink panicked")),

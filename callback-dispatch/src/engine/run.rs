@@ -2,7 +2,7 @@
 
 use super::{Engine, Place, WorkerEntry};
 use crate::{
-    EndError, Failure, Interrupted, Outcome, Task,
+    EndError, Failure, Interrupted, Outcome, Task, measure,
     outbox::{Settle, Write},
     outcome::OutcomeKind,
     row::{Row, Stage, Stored},
@@ -16,6 +16,7 @@ use std::{
 };
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 impl Engine {
     /// Runs a task and stores its outcome; the row to be delivered, if there is one and it has a place.
@@ -82,7 +83,9 @@ impl Engine {
     /// Calls the handler within the task's limit.
     async fn call(&self, worker: &WorkerEntry, task: &Task) -> Outcome {
         let limit = task.time_limit().unwrap_or(worker.time_limit);
-        let run = AssertUnwindSafe(async { worker.handler.run(task.clone()).await }).catch_unwind();
+        let _running = measure::Ongoing::run();
+        let span = tracing::info_span!("run", operation = task.operation());
+        let run = AssertUnwindSafe(async { worker.handler.run(task.clone()).await }.instrument(span)).catch_unwind();
         let failure = match timeout(limit, run).await {
             Ok(Ok(outcome)) => return outcome,
             Ok(Err(_panic)) => Failure::Panicked,

@@ -1,16 +1,35 @@
 //! What is done now and then: messages that nobody may attempt grow old all the same.
 
 use super::{Engine, chain};
-use crate::outbox::{Write, Written, write};
+use crate::{
+    measure::{self, Depths},
+    outbox::{Write, Written, write},
+};
 use std::{sync::Arc, time::Duration};
 
 /// How often it is looked for.
 const EVERY: Duration = Duration::from_secs(60);
 
+/// How often what waits is counted.
+const COUNT_EVERY: Duration = Duration::from_secs(15);
+
 /// How many rows end in one write.
 const AT_ONCE: usize = 256;
 
 impl Engine {
+    /// Counts what waits, until the dispatcher closes.
+    pub(crate) async fn count_until_closed(self: Arc<Self>) {
+        loop {
+            let (stored, first_due) = self.store.depth(self.now()).await.unwrap_or_default();
+            let overdue = first_due.map_or(Duration::ZERO, |due| self.now().since(due));
+            let (in_memory, fullest_lane) = self.lanes.depths();
+            measure::depths(&Depths { in_memory, fullest_lane, stored, overdue });
+            if self.pause(COUNT_EVERY).await {
+                return;
+            }
+        }
+    }
+
     /// Gives up what has waited too long in lanes that are closed or full, until the dispatcher closes.
     pub(crate) async fn age_until_closed(self: Arc<Self>) {
         while !self.pause(EVERY).await {
@@ -28,6 +47,7 @@ impl Engine {
                     }
                 };
                 for id in &ended {
+                    measure::dead();
                     tracing::warn!(%id, "a message was given up: its time was over while its lane was closed");
                     self.ended(*id);
                 }

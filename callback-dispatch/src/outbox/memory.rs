@@ -371,6 +371,12 @@ impl Store for MemoryOutbox {
         Ok(names.into_iter().collect())
     }
 
+    async fn depth(&self, now: Micros) -> Result<(u64, Option<Micros>), OutboxError> {
+        let state = self.state();
+        let first = state.free.first().map(|(due, _)| *due).filter(|due| *due <= now);
+        Ok((state.free.len() as u64, first))
+    }
+
     async fn breakers(&self) -> Result<Vec<OpenBreaker>, OutboxError> {
         Ok(self.state().breakers.values().cloned().collect())
     }

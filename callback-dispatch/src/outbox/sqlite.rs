@@ -136,6 +136,10 @@ impl Store for SqliteOutbox {
         Ok(read::waiting_workers(self.0.database.reader()).await?)
     }
 
+    async fn depth(&self, now: Micros) -> Result<(u64, Option<Micros>), OutboxError> {
+        Ok(read::depth(self.0.database.reader(), now).await?)
+    }
+
     async fn breakers(&self) -> Result<Vec<OpenBreaker>, OutboxError> {
         Ok(read::breakers(self.0.database.reader()).await?)
     }

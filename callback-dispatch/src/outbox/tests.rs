@@ -247,7 +247,8 @@ impl Pair {
             }
             Step::Age { limit, lanes, before } => {
                 let now = self.tick();
-                let lanes = lanes.into_iter().map(|dsn| self.lane(dsn, false)).collect();
+                let lanes = lanes.into_iter().collect::<BTreeSet<_>>().into_iter().map(|dsn| self.lane(dsn, false));
+                let lanes = lanes.collect();
                 Write::Age { lanes, before: Micros(now.0 - before), now, limit }
             }
             Step::Cancel { row } => Write::Cancel { id: self.id(row), now: self.tick() },

@@ -13,6 +13,7 @@ mod delivery;
 mod failure;
 mod isolation;
 mod lanes;
+mod metrics;
 mod order;
 mod paused_time;
 mod recovery;

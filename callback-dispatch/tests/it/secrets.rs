@@ -151,12 +151,15 @@ async fn live(home: Home) {
 }
 
 /// Runs on one thread, so that all of the engine's tasks log here.
+#[expect(clippy::future_not_send, reason = "what is recorded is recorded by one thread")]
 async fn logged(home: Home) {
     let log = Log::default();
     let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_max_level(tracing::Level::TRACE).finish();
     // With a single subscriber alive, an event that another test's thread meets first is disabled for every thread.
     let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new());
     let guard = tracing::subscriber::set_default(subscriber);
+    let figures = crate::metrics::Figures::default();
+    let _recording = metrics::set_default_local_recorder(&figures);
     crate::support::in_time(live(home)).await;
     drop(guard);
     let text = log.text();
@@ -164,6 +167,9 @@ async fn logged(home: Home) {
         assert!(text.contains(logged), "{logged}: {text}");
     }
     assert!(!text.contains(PLANTED), "{text}");
+    assert!(text.contains("callback{id="), "there is no span in {text}");
+    let names = figures.names();
+    assert!(names.contains("callback_dead_total") && !names.contains(PLANTED), "{names}");
 }
 
 #[tokio::test]

@@ -25,6 +25,14 @@ pub(super) async fn next_due(pool: &SqlitePool, after: Micros) -> Result<Option<
     Ok(due.map(Micros))
 }
 
+pub(super) const DEPTH: &str = "SELECT count(*) FROM callback_outbox WHERE stage < 10 AND held = 0";
+
+pub(super) async fn depth(pool: &SqlitePool, now: Micros) -> Result<(u64, Option<Micros>), Error> {
+    let count: i64 = query_scalar(DEPTH).fetch_one(pool).await?;
+    let first = next_due(pool, Micros(i64::MIN)).await?.filter(|due| *due <= now);
+    Ok((u64::try_from(count).unwrap_or(0), first))
+}
+
 pub(super) async fn breakers(pool: &SqlitePool) -> Result<Vec<OpenBreaker>, Error> {
     let lines = query("SELECT * FROM callback_breaker").fetch_all(pool).await?;
     lines.iter().map(breaker).collect()
