@@ -51,7 +51,7 @@ struct Key {
 impl SealKeys {
     /// One key, which seals and opens.
     ///
-    /// What is made of it is overwritten when it is dropped; `key` itself is the caller's to overwrite.
+    /// The cipher overwrites its copy when the last clone is dropped; `key` is the caller's to overwrite.
     ///
     /// # Errors
     /// [`SealKeyError::Id`].

@@ -41,6 +41,19 @@ async fn a_dispatcher_that_is_dropped_frees_its_file() {
     .await;
 }
 
+/// So it is also in a build that could not read it.
+#[tokio::test]
+async fn a_sealed_file_is_not_opened_without_keys() {
+    let home = Home::sqlite();
+    home.open_file().await;
+    let seal = "INSERT INTO callback_seal (key, proof) VALUES ('2026-11', x'ff')";
+    home.stranger().await.execute(seal).await.expect("writable");
+    let error = callback_dispatch::SqliteOutbox::open(home.path()).await.expect_err("refused");
+    assert!(error.is_sealed(), "{error:?}");
+    let cause = error.source().expect("a cause").to_string();
+    assert_eq!(cause, "it is sealed with the key 2026-11, and no keys were given");
+}
+
 #[tokio::test]
 async fn a_start_that_failed_leaves_the_file_free() {
     let home = Home::sqlite();
