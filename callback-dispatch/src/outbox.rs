@@ -295,3 +295,6 @@ impl Error for OutboxError {
 
 #[cfg(all(test, feature = "sqlite"))]
 mod tests;
+
+#[cfg(all(test, feature = "sqlite"))]
+mod suite;

@@ -1,0 +1,554 @@
+//! What every outbox promises, a clause each; and outboxes that break one, to see that it is noticed.
+
+use super::{Claim, Done, MemoryOutbox, NotQueued, OutboxError, Settle, SqliteOutbox, Store, Write, Written, write};
+use crate::{
+    clock::Micros,
+    dead_letter::{DeadLetter, DeadLetterQuery},
+    lane::{LaneKey, OpenBreaker},
+    row::{FailedRow, Order, OrderKey, Request, Row, Stage, Stored},
+    work::Context,
+};
+use async_trait::async_trait;
+use callback_core::{Dsn, ErrorKind, Message, Payload, TaskId};
+use futures_util::{FutureExt, future::BoxFuture};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+/// A clause: it panics on an outbox that does not keep it.
+type Clause = for<'a> fn(&'a dyn Store) -> BoxFuture<'a, ()>;
+
+macro_rules! clauses {
+    ($($name:ident),* $(,)?) => { &[$((stringify!($name), |store| Box::pin($name(store)))),*] };
+}
+
+const CLAUSES: &[(&str, Clause)] = clauses![
+    a_row_is_kept_as_it_was_stored,
+    a_claim_takes_a_row_once,
+    what_is_not_due_is_not_claimed,
+    the_oldest_are_claimed_first,
+    only_what_has_a_worker_here_is_claimed,
+    lanes_that_are_left_out_are_not_claimed,
+    what_is_held_is_not_claimed,
+    an_old_token_changes_nothing,
+    the_first_end_wins,
+    events_are_stored_with_their_result_and_not_without,
+    recovery_gives_back_what_was_held_and_counts_it,
+    a_dead_letter_has_its_attempts,
+    a_replay_begins_anew,
+    one_of_a_key_is_due_at_a_time,
+    one_that_is_dead_stops_its_key_where_it_shall,
+    open_breakers_are_kept,
+    what_is_old_ends_in_the_lanes_that_are_named,
+    the_next_due_time_is_told,
+    deferred_work_waits_for_its_result,
+];
+
+const NOW: Micros = Micros(1_000_000);
+const DSN: &str = "custom://a/path";
+const OTHER: &str = "custom://b/path";
+
+fn event(dsn: &str) -> Row {
+    let (id, dsn) = (TaskId::new(), dsn.parse::<Dsn>().expect("a Dsn"));
+    Row {
+        id,
+        token: 0,
+        stage: Stage::Delivering,
+        held: false,
+        due: NOW,
+        worker: None,
+        owner: Some("owner".into()),
+        dsn: Some(dsn),
+        starts: 0,
+        attempts: 0,
+        accepted_at: NOW,
+        first_due: NOW,
+        expires: Micros::NEVER,
+        order: None,
+        idempotency: None,
+        work: None,
+        result: Some(message(id)),
+    }
+}
+
+fn task(worker: &str) -> Row {
+    let work = Request { context: Context::default(), payload: Payload::new("text/plain", "work") };
+    let row = event(DSN);
+    Row { stage: Stage::Accepted, worker: Some(worker.into()), work: Some(Arc::new(work)), result: None, ..row }
+}
+
+fn message(id: TaskId) -> Arc<Stored> {
+    let message = Message::builder("a.b").id(id.into()).payload("result").build().expect("a message");
+    Arc::new(Stored { message, failed: false, traceparent: None })
+}
+
+fn in_order(number: u8, stops: bool) -> Row {
+    let row = event(DSN);
+    let key = OrderKey::new(row.dsn.as_ref().expect("a Dsn"), "key");
+    Row { order: Some(Order { key, stops }), owner: Some(number.to_string().into()), ..row }
+}
+
+fn lane(dsn: &str) -> LaneKey {
+    event(dsn).lane().expect("a lane")
+}
+
+async fn done(store: &dyn Store, step: Write) -> bool {
+    matches!(write(store, step).await.expect("stored"), Written::Done)
+}
+
+async fn insert(store: &dyn Store, row: &Row) {
+    assert!(done(store, Write::Insert(Arc::new(row.clone()))).await);
+}
+
+async fn find(store: &dyn Store, id: TaskId) -> Option<Row> {
+    store.find(id).await.expect("readable")
+}
+
+async fn kept(store: &dyn Store, id: TaskId) -> Row {
+    find(store, id).await.expect("the row is kept")
+}
+
+async fn claim_by(store: &dyn Store, now: Micros, workers: &[&str], left_out: Vec<LaneKey>) -> Vec<Row> {
+    let workers = workers.iter().map(|name| (*name).into()).collect();
+    match write(store, Write::Claim(Claim { now, limit: 10, workers, left_out })).await.expect("stored") {
+        Written::Claimed(rows) => rows,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn claim(store: &dyn Store) -> Vec<Row> {
+    claim_by(store, NOW, &["worker"], Vec::new()).await
+}
+
+async fn claimed_ids(store: &dyn Store) -> Vec<TaskId> {
+    claim(store).await.iter().map(|row| row.id).collect()
+}
+
+/// A step to `to` of a row that was claimed.
+fn settle(row: &Row, to: Stage) -> Settle {
+    let failed = (to == Stage::Dead).then(|| FailedRow {
+        number: row.attempts + 1,
+        time: NOW,
+        took: Duration::from_micros(5),
+        kind: ErrorKind::Refused,
+        phase: None,
+        status: Some(400),
+        reason: "no".into(),
+    });
+    let (id, token, from, attempts, order) = (row.id, row.token, row.stage, row.attempts + 1, row.order);
+    Settle { id, token, from, to, held: false, due: row.due, attempts, now: NOW, failed, order }
+}
+
+fn result(row: &Row, token: u32, events: Vec<Arc<Row>>) -> Write {
+    let (id, order) = (row.id, row.order);
+    Write::Result { id, token, to: Stage::Delivering, held: false, now: NOW, result: message(id), order, events }
+}
+
+async fn a_row_is_kept_as_it_was_stored(store: &dyn Store) {
+    for row in [task("worker"), event(DSN), in_order(1, true)] {
+        insert(store, &row).await;
+        let kept = kept(store, row.id).await;
+        assert_eq!(format!("{kept:?}"), format!("{row:?}"));
+        assert_eq!(kept.dsn.map(|dsn| dsn.expose().to_owned()), Some(DSN.to_owned()));
+    }
+    assert!(find(store, TaskId::new()).await.is_none());
+}
+
+async fn a_claim_takes_a_row_once(store: &dyn Store) {
+    let row = event(DSN);
+    insert(store, &row).await;
+    let claimed = claim(store).await;
+    assert_eq!(claimed.iter().map(|row| (row.id, row.token, row.held)).collect::<Vec<_>>(), [(row.id, 1, true)]);
+    assert!(claim(store).await.is_empty());
+}
+
+async fn what_is_not_due_is_not_claimed(store: &dyn Store) {
+    insert(store, &Row { due: Micros(NOW.0 + 1), ..event(DSN) }).await;
+    assert!(claim(store).await.is_empty());
+}
+
+async fn the_oldest_are_claimed_first(store: &dyn Store) {
+    let rows: Vec<Row> = (0..20).map(|age| Row { due: Micros(NOW.0 - age), ..event(DSN) }).collect();
+    for row in &rows {
+        insert(store, row).await;
+    }
+    let oldest: Vec<TaskId> = rows.iter().rev().take(10).map(|row| row.id).collect();
+    assert_eq!(claimed_ids(store).await, oldest);
+}
+
+async fn only_what_has_a_worker_here_is_claimed(store: &dyn Store) {
+    let (here, elsewhere) = (task("worker"), task("other"));
+    insert(store, &here).await;
+    insert(store, &elsewhere).await;
+    assert_eq!(claimed_ids(store).await, [here.id]);
+    assert_eq!(store.waiting_workers().await.expect("readable"), ["other"]);
+}
+
+async fn lanes_that_are_left_out_are_not_claimed(store: &dyn Store) {
+    let (left_out, taken) = (event(DSN), event(OTHER));
+    let others = Row { owner: None, ..event(DSN) };
+    for row in [&left_out, &taken, &others] {
+        insert(store, row).await;
+    }
+    let claimed = claim_by(store, NOW, &[], vec![lane(DSN)]).await;
+    assert_eq!(claimed.iter().map(|row| row.id).collect::<Vec<_>>(), [taken.id, others.id]);
+}
+
+async fn what_is_held_is_not_claimed(store: &dyn Store) {
+    insert(store, &Row { held: true, ..event(DSN) }).await;
+    assert!(claim(store).await.is_empty());
+}
+
+async fn an_old_token_changes_nothing(store: &dyn Store) {
+    let (one, two) = (event(DSN), task("worker"));
+    insert(store, &one).await;
+    insert(store, &two).await;
+    assert_eq!(claim(store).await.len(), 2);
+    let before = (kept(store, one.id).await, kept(store, two.id).await);
+    assert!(!done(store, Write::Settle(settle(&one, Stage::Delivered))).await);
+    assert!(!done(store, result(&two, two.token, Vec::new())).await);
+    assert!(!done(store, Write::Defer { id: two.id, token: two.token, events: Vec::new() }).await);
+    let after = (kept(store, one.id).await, kept(store, two.id).await);
+    assert_eq!(format!("{after:?}"), format!("{before:?}"));
+}
+
+async fn the_first_end_wins(store: &dyn Store) {
+    let row = task("worker");
+    insert(store, &row).await;
+    let claimed = claim(store).await.remove(0);
+    assert!(done(store, Write::Cancel { id: row.id, now: NOW }).await);
+    assert!(!done(store, result(&claimed, claimed.token, Vec::new())).await);
+    assert!(!done(store, Write::Settle(settle(&claimed, Stage::Delivered))).await);
+    assert!(!done(store, Write::Cancel { id: row.id, now: NOW }).await);
+    assert_eq!(kept(store, row.id).await.stage, Stage::Cancelled);
+}
+
+async fn events_are_stored_with_their_result_and_not_without(store: &dyn Store) {
+    let (row, stored, refused) = (task("worker"), event(OTHER), event(OTHER));
+    insert(store, &row).await;
+    let claimed = claim(store).await.remove(0);
+    assert!(!done(store, result(&claimed, 0, vec![Arc::new(refused.clone())])).await);
+    assert!(done(store, result(&claimed, claimed.token, vec![Arc::new(stored.clone())])).await);
+    assert!(find(store, refused.id).await.is_none());
+    assert_eq!(kept(store, stored.id).await.stage, Stage::Delivering);
+    assert_eq!(kept(store, row.id).await.stage, Stage::Delivering);
+}
+
+async fn recovery_gives_back_what_was_held_and_counts_it(store: &dyn Store) {
+    let (running, delivering) = (task("worker"), event(DSN));
+    insert(store, &running).await;
+    insert(store, &delivering).await;
+    claim(store).await;
+    assert!(done(store, Write::Recover).await);
+    let (running, delivering) = (kept(store, running.id).await, kept(store, delivering.id).await);
+    assert_eq!((running.held, running.starts, running.token), (false, 1, 2));
+    assert_eq!((delivering.held, delivering.starts, delivering.token), (false, 0, 2));
+    assert_eq!(claim(store).await.len(), 2);
+}
+
+async fn dead(store: &dyn Store, row: &Row) -> Row {
+    insert(store, row).await;
+    let claimed = claim(store).await.remove(0);
+    assert!(done(store, Write::Settle(settle(&claimed, Stage::Dead))).await);
+    claimed
+}
+
+async fn a_dead_letter_has_its_attempts(store: &dyn Store) {
+    let row = dead(store, &event(DSN)).await;
+    let letters = store.dead_letters(&DeadLetterQuery::default()).await.expect("readable");
+    assert_eq!(letters.len(), 1);
+    let letter = store.dead_letter(row.id).await.expect("readable").expect("it is dead");
+    assert_eq!((letter.id, &letter.message), (row.id, &row.result.expect("a message").message));
+    assert_eq!(letter.attempts.iter().map(|attempt| attempt.status).collect::<Vec<_>>(), [Some(400)]);
+}
+
+async fn a_replay_begins_anew(store: &dyn Store) {
+    let row = dead(store, &event(DSN)).await;
+    let later = Micros(NOW.0 + 9);
+    assert!(done(store, Write::Replay { id: row.id, now: later }).await);
+    assert!(!done(store, Write::Replay { id: row.id, now: later }).await);
+    let replayed = kept(store, row.id).await;
+    assert_eq!((replayed.stage, replayed.attempts, replayed.held), (Stage::Delivering, 0, false));
+    assert_eq!((replayed.due, replayed.first_due), (later, later));
+    assert!(replayed.token > row.token, "what was in hand before must not count");
+}
+
+async fn one_of_a_key_is_due_at_a_time(store: &dyn Store) {
+    let rows: Vec<Row> = (0..3).map(|number| in_order(number, false)).collect();
+    for row in &rows {
+        insert(store, row).await;
+    }
+    for (row, end) in rows.iter().zip([Stage::Delivered, Stage::Dead, Stage::Delivered]) {
+        let claimed = claim(store).await;
+        assert_eq!(claimed.iter().map(|row| row.id).collect::<Vec<_>>(), [row.id]);
+        assert!(done(store, Write::Settle(settle(&claimed[0], end))).await);
+    }
+}
+
+async fn one_that_is_dead_stops_its_key_where_it_shall(store: &dyn Store) {
+    let rows: Vec<Row> = (0..2).map(|number| in_order(number, true)).collect();
+    insert(store, &rows[0]).await;
+    insert(store, &rows[1]).await;
+    let claimed = claim(store).await.remove(0);
+    assert!(done(store, Write::Settle(settle(&claimed, Stage::Dead))).await);
+    assert!(claim(store).await.is_empty());
+    assert!(done(store, Write::Replay { id: rows[0].id, now: NOW }).await);
+    let claimed = claim(store).await;
+    assert_eq!(claimed.iter().map(|row| row.id).collect::<Vec<_>>(), [rows[0].id]);
+    assert!(done(store, Write::Settle(settle(&claimed[0], Stage::Delivered))).await);
+    assert_eq!(claimed_ids(store).await, [rows[1].id]);
+}
+
+async fn open_breakers_are_kept(store: &dyn Store) {
+    for times in [1, 2] {
+        let open = OpenBreaker { lane: lane(DSN), times, until: NOW };
+        assert!(done(store, Write::OpenBreaker(open)).await);
+    }
+    assert!(done(store, Write::OpenBreaker(OpenBreaker { lane: lane(OTHER), times: 1, until: NOW })).await);
+    assert!(done(store, Write::CloseBreaker(lane(OTHER))).await);
+    let kept = store.breakers().await.expect("readable");
+    assert_eq!(kept.iter().map(|it| (&it.lane, it.times, it.until)).collect::<Vec<_>>(), [(&lane(DSN), 2, NOW)]);
+}
+
+async fn what_is_old_ends_in_the_lanes_that_are_named(store: &dyn Store) {
+    let old = Row { first_due: Micros(NOW.0 - 100), ..event(DSN) };
+    let elsewhere = Row { first_due: Micros(NOW.0 - 100), ..event(OTHER) };
+    let young = event(DSN);
+    for row in [&old, &elsewhere, &young] {
+        insert(store, row).await;
+    }
+    let age = Write::Age { lanes: vec![lane(DSN)], before: Micros(NOW.0 - 50), now: NOW, limit: 10 };
+    let Written::Ended(ended) = write(store, age).await.expect("stored") else { panic!("nothing ended") };
+    assert_eq!(ended, [old.id]);
+    assert_eq!(kept(store, old.id).await.stage, Stage::Dead);
+    assert_eq!(kept(store, young.id).await.stage, Stage::Delivering);
+    assert_eq!(kept(store, elsewhere.id).await.stage, Stage::Delivering);
+}
+
+async fn the_next_due_time_is_told(store: &dyn Store) {
+    assert_eq!(store.next_due(Micros(0)).await.expect("readable"), None);
+    for due in [NOW, Micros(NOW.0 + 5), Micros::NEVER] {
+        insert(store, &Row { due, ..event(DSN) }).await;
+    }
+    assert_eq!(store.next_due(Micros(0)).await.expect("readable"), Some(NOW));
+    assert_eq!(store.next_due(NOW).await.expect("readable"), Some(Micros(NOW.0 + 5)));
+    assert_eq!(store.next_due(Micros(NOW.0 + 5)).await.expect("readable"), None);
+    assert_eq!(store.depth(NOW).await.expect("readable"), (3, Some(NOW)));
+}
+
+async fn deferred_work_waits_for_its_result(store: &dyn Store) {
+    let row = task("worker");
+    insert(store, &row).await;
+    let claimed = claim(store).await.remove(0);
+    assert!(done(store, Write::Defer { id: row.id, token: claimed.token, events: Vec::new() }).await);
+    assert!(done(store, Write::Recover).await);
+    assert!(claim_by(store, Micros(i64::MAX - 1), &["worker"], Vec::new()).await.is_empty());
+    assert!(done(store, result(&claimed, claimed.token, Vec::new())).await);
+    assert_eq!(claimed_ids(store).await, [row.id]);
+}
+
+#[tokio::test]
+async fn memory_keeps_every_clause() {
+    for (name, clause) in CLAUSES {
+        eprintln_name(name);
+        clause(&MemoryOutbox::new()).await;
+    }
+}
+
+#[tokio::test]
+async fn sqlite_keeps_every_clause() {
+    for (name, clause) in CLAUSES {
+        eprintln_name(name);
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let outbox = SqliteOutbox::open(directory.path().join("outbox.db")).await.expect("it opens");
+        clause(&outbox).await;
+        outbox.close().await;
+    }
+}
+
+/// Shown where a clause fails.
+#[expect(clippy::print_stderr, reason = "a test says where it is")]
+fn eprintln_name(name: &str) {
+    eprintln!("{name}");
+}
+
+/// How an outbox may be broken.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    LosesInserts,
+    ClaimsAgain,
+    IgnoresDueTimes,
+    ClaimsTheYoungest,
+    IgnoresWorkers,
+    IgnoresLanes,
+    ForgetsHolders,
+    IgnoresTokens,
+    RevivesTheEnded,
+    LosesEvents,
+    KeepsHoldersAtRecovery,
+    LosesAttempts,
+    ReplaysNothing,
+    IgnoresOrder,
+    NeverStops,
+    ForgetsBreakers,
+    AgesEveryLane,
+    TellsNoDueTime,
+    DefersNothing,
+}
+
+/// What breaks, and the clause that must notice.
+const BROKEN: &[(Fault, &str)] = &[
+    (Fault::LosesInserts, "a_row_is_kept_as_it_was_stored"),
+    (Fault::ClaimsAgain, "a_claim_takes_a_row_once"),
+    (Fault::IgnoresDueTimes, "what_is_not_due_is_not_claimed"),
+    (Fault::ClaimsTheYoungest, "the_oldest_are_claimed_first"),
+    (Fault::IgnoresWorkers, "only_what_has_a_worker_here_is_claimed"),
+    (Fault::IgnoresLanes, "lanes_that_are_left_out_are_not_claimed"),
+    (Fault::ForgetsHolders, "what_is_held_is_not_claimed"),
+    (Fault::IgnoresTokens, "an_old_token_changes_nothing"),
+    (Fault::RevivesTheEnded, "the_first_end_wins"),
+    (Fault::LosesEvents, "events_are_stored_with_their_result_and_not_without"),
+    (Fault::KeepsHoldersAtRecovery, "recovery_gives_back_what_was_held_and_counts_it"),
+    (Fault::LosesAttempts, "a_dead_letter_has_its_attempts"),
+    (Fault::ReplaysNothing, "a_replay_begins_anew"),
+    (Fault::IgnoresOrder, "one_of_a_key_is_due_at_a_time"),
+    (Fault::NeverStops, "one_that_is_dead_stops_its_key_where_it_shall"),
+    (Fault::ForgetsBreakers, "open_breakers_are_kept"),
+    (Fault::AgesEveryLane, "what_is_old_ends_in_the_lanes_that_are_named"),
+    (Fault::TellsNoDueTime, "the_next_due_time_is_told"),
+    (Fault::DefersNothing, "deferred_work_waits_for_its_result"),
+];
+
+/// An outbox in memory with one fault.
+#[derive(Debug)]
+struct Broken {
+    inner: MemoryOutbox,
+    fault: Fault,
+}
+
+impl Broken {
+    fn change(&self, write: Write) -> Option<Write> {
+        let order = |row: &Row| match self.fault {
+            Fault::IgnoresOrder => None,
+            Fault::NeverStops => row.order.map(|order| Order { stops: false, ..order }),
+            _ => row.order,
+        };
+        let current = |id| self.inner.find(id).now_or_never().and_then(Result::ok).flatten();
+        Some(match (self.fault, write) {
+            (Fault::LosesInserts, Write::Insert(_))
+            | (Fault::ForgetsBreakers, Write::OpenBreaker(_))
+            | (Fault::KeepsHoldersAtRecovery, Write::Recover)
+            | (Fault::ReplaysNothing, Write::Replay { .. })
+            | (Fault::DefersNothing, Write::Defer { .. }) => return None,
+            (Fault::ForgetsHolders, Write::Insert(row)) => {
+                Write::Insert(Arc::new(Row { held: false, ..Row::clone(&row) }))
+            }
+            (Fault::IgnoresOrder | Fault::NeverStops, Write::Insert(row)) => {
+                Write::Insert(Arc::new(Row { order: order(&row), ..Row::clone(&row) }))
+            }
+            (Fault::NeverStops, Write::Settle(step)) => {
+                let order = step.order.map(|order| Order { stops: false, ..order });
+                Write::Settle(Settle { order, ..step })
+            }
+            (Fault::IgnoresDueTimes, Write::Claim(claim)) => Write::Claim(Claim { now: Micros(i64::MAX - 1), ..claim }),
+            (Fault::ClaimsTheYoungest, Write::Claim(claim)) => Write::Claim(Claim { limit: 20, ..claim }),
+            (Fault::IgnoresWorkers, Write::Claim(claim)) => {
+                Write::Claim(Claim { workers: vec!["worker".into(), "other".into()], ..claim })
+            }
+            (Fault::IgnoresLanes, Write::Claim(claim)) => Write::Claim(Claim { left_out: Vec::new(), ..claim }),
+            (Fault::IgnoresTokens, Write::Settle(step)) => {
+                let token = current(step.id).map_or(step.token, |row| row.token);
+                Write::Settle(Settle { token, ..step })
+            }
+            (Fault::RevivesTheEnded, Write::Settle(step)) => {
+                let from = current(step.id).map_or(step.from, |row| row.stage);
+                Write::Settle(Settle { from, ..step })
+            }
+            (Fault::LosesEvents, Write::Result { id, token, to, held, now, result, order, .. }) => {
+                Write::Result { id, token, to, held, now, result, order, events: Vec::new() }
+            }
+            (Fault::LosesAttempts, Write::Settle(step)) => Write::Settle(Settle { failed: None, ..step }),
+            (Fault::AgesEveryLane, Write::Age { before, now, limit, .. }) => {
+                Write::Age { lanes: vec![lane(DSN), lane(OTHER)], before, now, limit }
+            }
+            (_, write) => write,
+        })
+    }
+}
+
+#[async_trait]
+impl Store for Broken {
+    async fn start(&self) -> Result<(), OutboxError> {
+        self.inner.start().await
+    }
+
+    fn submit(&self, write: Write, done: Done) -> Result<(), NotQueued> {
+        let Some(write) = self.change(write) else {
+            done(Ok(Written::Done));
+            return Ok(());
+        };
+        let (fault, inner) = (self.fault, self.inner.clone());
+        self.inner.submit(
+            write,
+            Box::new(move |written| {
+                if let (Fault::ClaimsAgain, Ok(Written::Claimed(rows))) = (fault, &written) {
+                    for row in rows {
+                        let back = Settle { attempts: 0, failed: None, ..settle(row, row.stage) };
+                        inner.submit(Write::Settle(back), Box::new(drop)).expect("queued");
+                    }
+                }
+                done(written.map(|written| match (fault, written) {
+                    (Fault::ClaimsTheYoungest, Written::Claimed(rows)) => {
+                        Written::Claimed(rows.into_iter().rev().take(10).collect())
+                    }
+                    (_, written) => written,
+                }));
+            }),
+        )
+    }
+
+    async fn next_due(&self, after: Micros) -> Result<Option<Micros>, OutboxError> {
+        if let Fault::TellsNoDueTime = self.fault { Ok(None) } else { self.inner.next_due(after).await }
+    }
+
+    async fn find(&self, id: TaskId) -> Result<Option<Row>, OutboxError> {
+        self.inner.find(id).await
+    }
+
+    async fn others_wrote(&self) -> Result<Option<bool>, OutboxError> {
+        self.inner.others_wrote().await
+    }
+
+    async fn waiting_workers(&self) -> Result<Vec<String>, OutboxError> {
+        self.inner.waiting_workers().await
+    }
+
+    async fn depth(&self, now: Micros) -> Result<(u64, Option<Micros>), OutboxError> {
+        self.inner.depth(now).await
+    }
+
+    async fn breakers(&self) -> Result<Vec<OpenBreaker>, OutboxError> {
+        self.inner.breakers().await
+    }
+
+    async fn dead_letters(&self, query: &DeadLetterQuery) -> Result<Vec<DeadLetter>, OutboxError> {
+        self.inner.dead_letters(query).await
+    }
+
+    async fn dead_letter(&self, id: TaskId) -> Result<Option<DeadLetter>, OutboxError> {
+        self.inner.dead_letter(id).await
+    }
+
+    async fn close(&self) {}
+}
+
+#[tokio::test]
+async fn each_clause_notices_an_outbox_that_breaks_it() {
+    for (name, _) in CLAUSES {
+        assert!(BROKEN.iter().any(|(_, noticed_by)| noticed_by == name), "no outbox breaks {name}");
+    }
+    for (fault, noticed_by) in BROKEN {
+        let (_, clause) = CLAUSES.iter().find(|(name, _)| name == noticed_by).expect("the clause");
+        let broken = Broken { inner: MemoryOutbox::new(), fault: *fault };
+        let noticed = AssertUnwindSafe(clause(&broken)).catch_unwind().await.is_err();
+        assert!(noticed, "{noticed_by} does not notice {fault:?}");
+    }
+}
