@@ -154,6 +154,15 @@ impl Message {
         .filter_map(|(name, value)| Some((name, value?)))
     }
 
+    /// The same message under another delivery id, which no receiver knows; the event's id stays.
+    #[must_use]
+    pub fn with_id(&self, id: MessageId) -> Self {
+        let mut inner = Inner::clone(&self.0);
+        inner.event_id = Some(self.event_id().clone());
+        inner.id = Some(id);
+        Self(Arc::new(inner))
+    }
+
     /// Reads the body as JSON.
     ///
     /// # Errors

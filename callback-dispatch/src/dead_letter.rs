@@ -5,9 +5,9 @@ use crate::{
     clock::{Clock, Micros, SystemClock},
     engine::Engine,
     outbox::{Store, Write, Written, write},
-    row::FailedRow,
+    row::{FailedRow, Stage, Stored},
 };
-use callback_core::{Destination, Dsn, ErrorKind, Message, Phase, TaskId};
+use callback_core::{Destination, Dsn, ErrorKind, Message, MessageId, Phase, TaskId};
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
@@ -32,11 +32,13 @@ pub struct DeadLetter {
     pub id: TaskId,
     /// Where it could not be sent.
     pub dsn: Dsn,
+    /// Why it was given up.
+    pub kind: ErrorKind,
     /// What could not be sent.
     pub message: Message,
     /// When it was given up.
     pub since: SystemTime,
-    /// All failed attempts, oldest first.
+    /// All failed attempts, those before a replay included, oldest first.
     pub attempts: Vec<FailedAttempt>,
 }
 
@@ -52,8 +54,8 @@ pub struct FailedAttempt {
     pub took: Duration,
     /// What its failure means.
     pub kind: ErrorKind,
-    /// The part that failed, where the sink knew it.
-    pub phase: Option<Phase>,
+    /// The part that failed: as the sink says, else where failures of this kind arise.
+    pub phase: Phase,
     /// The HTTP status, or a code of the same meaning.
     pub status: Option<u16>,
     /// The error and its causes.
@@ -63,9 +65,23 @@ pub struct FailedAttempt {
 impl From<FailedRow> for FailedAttempt {
     fn from(row: FailedRow) -> Self {
         let FailedRow { number, time, took, kind, phase, status, reason } = row;
+        let phase = phase.unwrap_or_else(|| usual_phase(kind, status));
         Self { number, time: time.to_system(), took, kind, phase, status, reason }
     }
 }
+
+/// Where a failure arises of which the sink did not say it.
+fn usual_phase(kind: ErrorKind, status: Option<u16>) -> Phase {
+    match (kind, status) {
+        (ErrorKind::Forbidden, None) => Phase::Policy,
+        (ErrorKind::Unavailable, None) => Phase::Connect,
+        // A destination that said anything has answered; one that was waited for in vain has not.
+        _ => Phase::Answer,
+    }
+}
+
+/// How many are replayed or purged in one transaction.
+const BATCH: usize = 500;
 
 impl DeadLetters {
     /// The dead letters of this outbox.
@@ -83,10 +99,7 @@ impl DeadLetters {
     /// # Errors
     /// When the outbox cannot be read.
     pub async fn list(&self, query: &DeadLetterQuery) -> Result<Page<DeadLetter>, OutboxError> {
-        let wanted = query.limit;
-        let items = self.store.dead_letters(query).await?;
-        let next = (items.len() == wanted).then(|| items.last().map(Cursor::after)).flatten();
-        Ok(Page { items, next })
+        self.store.dead_letters(query).await
     }
 
     /// The dead letter of this id.
@@ -99,31 +112,109 @@ impl DeadLetters {
 
     /// Begins a new delivery under the same id; false if there is no such dead letter.
     ///
+    /// A receiver that has seen the message knows it by that id, and drops it. An expiry of the former delivery is over.
+    ///
     /// # Errors
     /// When the outbox cannot be written.
     pub async fn replay(&self, id: TaskId) -> Result<bool, OutboxError> {
-        let now = self.engine.as_ref().map_or_else(|| Micros::from(SystemClock.now()), |engine| engine.now());
-        let written = write(&*self.store, Write::Replay { id, now }).await?;
+        let written = write(&*self.store, Write::Replay { ids: vec![id], now: self.now() }).await?;
+        self.look_again();
+        Ok(matches!(written, Written::Count(1)))
+    }
+
+    /// Begins a new delivery under a delivery id that no receiver knows; none if there is no such dead letter.
+    ///
+    /// Returns that id. The event's id, and the id by which task and dead letter are known here, stay.
+    ///
+    /// # Errors
+    /// When the outbox cannot be read or written.
+    pub async fn replay_as_new(&self, id: TaskId) -> Result<Option<MessageId>, OutboxError> {
+        let row = self.store.find(id).await?.filter(|row| row.stage == Stage::Dead);
+        let Some(former) = row.and_then(|row| row.result) else { return Ok(None) };
+        let new = MessageId::new();
+        let Stored { message, failed, traceparent } = &*former;
+        let result =
+            Stored { message: message.with_id(new.clone()), failed: *failed, traceparent: traceparent.clone() };
+        let replay = Write::ReplayAsNew { id, now: self.now(), result: Arc::new(result) };
+        let written = write(&*self.store, replay).await?;
+        self.look_again();
+        Ok(written.is_done().then_some(new))
+    }
+
+    /// Begins new deliveries of all that the query asks for, whatever its limit; how many.
+    ///
+    /// In transactions of 500. What is given up after the call is left out, so that nothing is taken twice. If it fails
+    /// halfway, what was replayed before stays so.
+    ///
+    /// # Errors
+    /// When the outbox cannot be read or written.
+    pub async fn replay_all(&self, query: &DeadLetterQuery) -> Result<u64, OutboxError> {
+        self.in_batches(query, |ids| Write::Replay { ids, now: self.now() }).await
+    }
+
+    /// Deletes all that the query asks for, whatever its limit, with what belongs to it; how many.
+    ///
+    /// In transactions of 500. A task that is purged is unknown from then on, and so is its idempotency key.
+    ///
+    /// # Errors
+    /// When the outbox cannot be read or written.
+    pub async fn purge(&self, query: &DeadLetterQuery) -> Result<u64, OutboxError> {
+        self.in_batches(query, |ids| Write::Purge { ids, now: self.now() }).await
+    }
+
+    async fn in_batches(
+        &self,
+        query: &DeadLetterQuery,
+        write_of: impl Fn(Vec<TaskId>) -> Write,
+    ) -> Result<u64, OutboxError> {
+        let call = self.now().after(Duration::from_micros(1));
+        let mut query = query.clone();
+        query.limit = BATCH;
+        query.until = Some(query.until.map_or(call, |until| until.min(call)));
+        let mut count = 0;
+        loop {
+            let places = self.store.dead_places(&query).await?;
+            query.after = places.last().copied();
+            let is_last = places.len() < BATCH;
+            if !places.is_empty() {
+                let ids = places.into_iter().map(|place| place.id).collect();
+                if let Written::Count(changed) = write(&*self.store, write_of(ids)).await? {
+                    count += changed;
+                }
+                self.look_again();
+            }
+            if is_last {
+                return Ok(count);
+            }
+        }
+    }
+
+    fn now(&self) -> Micros {
+        self.engine.as_ref().map_or_else(|| Micros::from(SystemClock.now()), |engine| engine.now())
+    }
+
+    fn look_again(&self) {
         if let Some(engine) = &self.engine {
             engine.look_again();
         }
-        Ok(matches!(written, Written::Done))
     }
 }
 
-/// Which dead letters are listed.
+/// Which dead letters are meant. Default: all.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct DeadLetterQuery {
     pub(crate) destination: Option<Destination>,
     pub(crate) kind: Option<ErrorKind>,
+    pub(crate) since: Option<Micros>,
+    pub(crate) until: Option<Micros>,
     pub(crate) limit: usize,
     pub(crate) after: Option<Cursor>,
 }
 
 impl Default for DeadLetterQuery {
     fn default() -> Self {
-        Self { destination: None, kind: None, limit: 100, after: None }
+        Self { destination: None, kind: None, since: None, until: None, limit: 100, after: None }
     }
 }
 
@@ -134,9 +225,21 @@ impl DeadLetterQuery {
         self
     }
 
-    /// Only those whose last attempt failed so.
+    /// Only those that were given up for this.
     pub const fn kind(mut self, kind: ErrorKind) -> Self {
         self.kind = Some(kind);
+        self
+    }
+
+    /// Only those that were given up then or later.
+    pub fn since(mut self, time: SystemTime) -> Self {
+        self.since = Some(time.into());
+        self
+    }
+
+    /// Only those that were given up before then.
+    pub fn until(mut self, time: SystemTime) -> Self {
+        self.until = Some(time.into());
         self
     }
 
@@ -158,10 +261,12 @@ impl DeadLetterQuery {
 
     /// Whether the query asks for this one, its limit apart.
     pub(crate) fn covers(&self, letter: &DeadLetter) -> bool {
-        let last = letter.attempts.last().map(|attempt| attempt.kind);
+        let ended = Micros::from(letter.since);
         self.destination.as_ref().is_none_or(|wanted| *wanted == letter.dsn.destination())
-            && self.kind.is_none_or(|wanted| last == Some(wanted))
-            && self.after.is_none_or(|cursor| (cursor.since, cursor.id) < (letter.since.into(), letter.id))
+            && self.kind.is_none_or(|wanted| wanted == letter.kind)
+            && self.since.is_none_or(|since| since <= ended)
+            && self.until.is_none_or(|until| ended < until)
+            && self.after.is_none_or(|cursor| (cursor.since, cursor.id) < (ended, letter.id))
     }
 }
 
@@ -183,7 +288,27 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    fn after(letter: &DeadLetter) -> Self {
+    pub(crate) fn after(letter: &DeadLetter) -> Self {
         Self { since: letter.since.into(), id: letter.id }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_failure_has_a_phase() {
+        let table = [
+            (ErrorKind::Forbidden, None, Phase::Policy),
+            (ErrorKind::Unavailable, None, Phase::Connect),
+            (ErrorKind::Unavailable, Some(503), Phase::Answer),
+            (ErrorKind::TimedOut, None, Phase::Answer),
+            (ErrorKind::Refused, Some(400), Phase::Answer),
+            (ErrorKind::Gone, None, Phase::Answer),
+        ];
+        for (kind, status, expected) in table {
+            assert_eq!(usual_phase(kind, status), expected, "{kind} {status:?}");
+        }
     }
 }

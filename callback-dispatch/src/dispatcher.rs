@@ -1,12 +1,13 @@
 //! The handle that everything starts from.
 
 use crate::{
-    AcceptError, Clock, DeadLetters, EndError, Event, Interrupted, Lane, Outbox, OutboxError, Outcome, StartError,
-    SystemClock, Task, WorkerBuilder,
-    engine::Engine,
+    AcceptError, Clock, DeadLetters, EndError, Event, Interrupted, Lane, Notice, Outbox, OutboxError, Outcome,
+    StartError, SystemClock, Task, WorkerBuilder,
+    engine::{Engine, Expiring},
     lane::Bounds,
     lane::{Lanes, Pool},
     measure,
+    notice::Notices,
     outbox::{Store, Write, Written, write},
     outcome::OutcomeKind,
     state,
@@ -78,6 +79,8 @@ impl Dispatcher {
             deadline: Duration::from_secs(20),
             lane: Lane::default(),
             lanes: HashMap::new(),
+            notices: Notices::default(),
+            retention: Duration::from_secs(7 * 24 * 60 * 60),
             source: "/".to_owned(),
             body_limit: 1 << 20,
             memory: 64 << 20,
@@ -203,6 +206,7 @@ impl Dispatcher {
 
     /// Says that somebody else has stored something: it is looked for at once. Harmless when untrue.
     pub fn wake(&self) {
+        self.engine().expiring.look_again();
         self.engine().look_again();
     }
 
@@ -259,6 +263,8 @@ pub struct DispatcherBuilder {
     deadline: Duration,
     lane: Lane,
     lanes: HashMap<Destination, Lane>,
+    notices: Notices,
+    retention: Duration,
     source: String,
     body_limit: usize,
     memory: usize,
@@ -305,6 +311,23 @@ impl DispatcherBuilder {
     /// Sets the bounds of the lanes to one destination.
     pub fn lane_for(mut self, destination: Destination, lane: Lane) -> Self {
         self.lanes.insert(destination, lane);
+        self
+    }
+
+    /// Tells somebody of each [`Notice`]; may be called several times. The same is logged as a warning.
+    ///
+    /// The function is called where deliveries go on: it hands on what takes long. If it panics, nothing else does.
+    pub fn on_notice(mut self, hook: impl Fn(&Notice) + Send + Sync + 'static) -> Self {
+        self.notices.add(hook);
+        self
+    }
+
+    /// Sets how long what has ended is kept, with its result. Default 7 days.
+    ///
+    /// It is deleted within a minute from then. What is dead is kept until it is [purged](DeadLetters::purge), and what has
+    /// an idempotency key for 24 h at least.
+    pub const fn retention(mut self, time: Duration) -> Self {
+        self.retention = time;
         self
     }
 
@@ -399,6 +422,9 @@ impl DispatcherBuilder {
             source: self.source,
             body_limit: self.body_limit,
             lanes: Lanes::new(bounds, &wake),
+            notices: self.notices,
+            expiring: Expiring::default(),
+            retention: self.retention,
             memory: Pool::waking(self.memory, &wake),
             accepting: Pool::waking(self.accepting, &wake),
             attempts: Semaphore::new(in_flight),
@@ -420,6 +446,8 @@ impl DispatcherBuilder {
         engine.tasks.spawn(Arc::clone(&engine).claim_until_closed());
         engine.tasks.spawn(Arc::clone(&engine).age_until_closed());
         engine.tasks.spawn(Arc::clone(&engine).count_until_closed());
+        engine.tasks.spawn(Arc::clone(&engine).expire_until_closed());
+        engine.tasks.spawn(Arc::clone(&engine).clean_until_closed());
         engine.tasks.spawn(Arc::clone(&engine).name_missing_handlers());
         Ok(Dispatcher(Arc::new(Handle { engine })))
     }

@@ -2,14 +2,19 @@
 
 mod claim;
 mod deliver;
+mod expire;
+mod gone;
 mod run;
 mod sweep;
+
+pub(crate) use expire::Expiring;
 
 use crate::{
     AcceptError, Clock, Event, Handler, Interrupted, OutboxError, Work, WorkerError,
     clock::Micros,
     lane::{Lanes, OpenLane, Pool, Slot},
     measure,
+    notice::Notices,
     outbox::{NotQueued, Store, Write, Written},
     row::{Order, OrderKey, Request, Row, Stage, Stored},
 };
@@ -47,8 +52,12 @@ pub(crate) struct Engine {
     pub(crate) source: String,
     pub(crate) body_limit: usize,
     pub(crate) lanes: Lanes,
+    pub(crate) notices: Notices,
     /// Bytes of rows in memory.
     pub(crate) memory: Arc<Pool>,
+    pub(crate) expiring: Expiring,
+    /// How long what has ended is kept.
+    pub(crate) retention: Duration,
     pub(crate) state: Mutex<State>,
     /// Asks the claiming loop to look again.
     pub(crate) wake: Arc<Notify>,
@@ -74,9 +83,21 @@ pub(crate) struct Engine {
 #[derive(Default)]
 pub(crate) struct State {
     workers: HashMap<Arc<str>, Arc<WorkerEntry>>,
-    /// Tasks in hand, each by the token of its claim.
-    in_hand: HashMap<TaskId, (u32, CancellationToken)>,
+    in_hand: HashMap<TaskId, Arc<Hand>>,
+    /// Dsns that are no more, until all that waited for them is given up.
+    gone: Vec<Dsn>,
     pub(crate) waiting: HashMap<TaskId, Vec<oneshot::Sender<()>>>,
+}
+
+/// What is to be known of a row while it is in hand.
+#[derive(Debug)]
+pub(crate) struct Hand {
+    /// The token of its claim.
+    token: u32,
+    dsn: Option<Dsn>,
+    cancelled: CancellationToken,
+    /// Whether the destination said to another message that this Dsn is no more.
+    gone: AtomicBool,
 }
 
 pub(crate) struct WorkerEntry {
@@ -162,7 +183,7 @@ impl Engine {
     }
 
     fn task_row(&self, worker: &Arc<str>, work: Work) -> Result<Row, AcceptError> {
-        let Work { payload, dsn, owner, ordering_key, context } = work;
+        let Work { payload, dsn, owner, ordering_key, context, expires_in } = work;
         self.check_size(payload.body().len())?;
         if let Some(dsn) = &dsn {
             self.check(dsn)?;
@@ -194,7 +215,7 @@ impl Engine {
             attempts: 0,
             accepted_at: now,
             first_due: now,
-            expires: Micros::NEVER,
+            expires: expires_in.map_or(Micros::NEVER, |wait| now.after(wait)),
             idempotency: None,
             work: Some(Arc::new(Request { context, payload })),
             result: None,
@@ -202,7 +223,7 @@ impl Engine {
     }
 
     pub(crate) fn event_row(&self, event: Event) -> Result<Row, AcceptError> {
-        let Event { dsn, event_type, payload, id: event_id, subject, owner, ordering_key } = event;
+        let Event { dsn, event_type, payload, id: event_id, subject, owner, ordering_key, expires_in } = event;
         self.check_size(payload.body().len())?;
         self.check(&dsn)?;
         let (id, now) = (TaskId::new(), self.now());
@@ -230,7 +251,7 @@ impl Engine {
             attempts: 0,
             accepted_at: now,
             first_due: now,
-            expires: Micros::NEVER,
+            expires: expires_in.map_or(Micros::NEVER, |wait| now.after(wait)),
             idempotency: None,
             work: None,
             result: Some(Arc::new(stored)),
@@ -263,6 +284,7 @@ impl Engine {
             match result {
                 Ok(_) => {
                     measure::accepted(&stored);
+                    engine.expiring.expect(stored.expires);
                     engine.hand_over(stored, place);
                     let _ = sender.send(Ok(()));
                 }
@@ -289,6 +311,7 @@ impl Engine {
             match self.store.find(row.id).await {
                 Ok(Some(_)) => {
                     measure::accepted(&row);
+                    self.expiring.expect(row.expires);
                     self.hand_over(row, place);
                     return Ok(());
                 }
@@ -332,32 +355,34 @@ impl Engine {
             self.look_again();
             return;
         };
-        // Only tasks can be cancelled: an event is none.
-        let cancelled = row.work.is_some().then(CancellationToken::new);
-        if let Some(cancelled) = &cancelled
-            && let Some((_, former)) = self.state().in_hand.insert(row.id, (row.token, cancelled.clone()))
-        {
+        let mut state = self.state();
+        let hand = Arc::new(Hand {
+            token: row.token,
+            dsn: row.dsn.clone(),
+            cancelled: CancellationToken::new(),
+            gone: AtomicBool::new(row.dsn.as_ref().is_some_and(|dsn| state.gone.contains(dsn))),
+        });
+        let former = state.in_hand.insert(row.id, Arc::clone(&hand));
+        drop(state);
+        if let Some(former) = former {
             // A later claim has the row: it was completed elsewhere while its run was waiting or going on.
-            former.cancel();
+            former.cancelled.cancel();
         }
         // One span from here to the receipt. The client's trace goes on in it, though a restart may lie between.
         let span =
             tracing::info_span!("callback", id = %row.id, worker = row.worker.as_deref(), trace = row.traceparent());
-        self.tasks.spawn_on(Arc::clone(self).drive(row, place, cancelled).instrument(span), &self.runtime);
+        self.tasks.spawn_on(Arc::clone(self).drive(row, place, hand).instrument(span), &self.runtime);
     }
 
     /// Brings a row as far as it goes now: through its run, and one attempt.
-    async fn drive(self: Arc<Self>, row: Arc<Row>, place: Place, cancelled: Option<CancellationToken>) {
-        let (id, token) = (row.id, row.token);
-        let next = match &cancelled {
-            Some(cancelled) if row.stage.is_open() => self.run(&row, place, cancelled).await,
-            _ => Some((row, place)),
-        };
+    async fn drive(self: Arc<Self>, row: Arc<Row>, place: Place, hand: Arc<Hand>) {
+        let id = row.id;
+        let next = if row.stage.is_open() { self.run(&row, place, &hand.cancelled).await } else { Some((row, place)) };
         if let Some((row, place)) = next {
-            self.deliver(row, place, cancelled.as_ref()).await;
+            self.deliver(row, place, &hand).await;
         }
         if let Entry::Occupied(in_hand) = self.state().in_hand.entry(id)
-            && in_hand.get().0 == token
+            && Arc::ptr_eq(in_hand.get(), &hand)
         {
             in_hand.remove();
         }
@@ -367,19 +392,24 @@ impl Engine {
     ///
     /// After a failure of unknown outcome a second try may find its own first: that counts as stored.
     pub(crate) async fn persist(&self, step: Write) -> bool {
+        self.write_until_stored(step).await.is_some_and(|written| written.is_done())
+    }
+
+    /// Stores a write, however long the store takes to heal; none if the dispatcher closed before.
+    pub(super) async fn write_until_stored(&self, step: Write) -> Option<Written> {
         let mut may_be_stored = false;
         let mut wait = Duration::from_millis(50);
         loop {
             match crate::outbox::write(&*self.store, step.clone()).await {
-                Ok(Written::Done) => return true,
-                Ok(_) => return may_be_stored,
+                Ok(Written::Superseded | Written::Unknown) if may_be_stored => return Some(Written::Done),
+                Ok(written) => return Some(written),
                 Err(error) => {
                     may_be_stored |= error.is_unknown();
                     tracing::error!(error = %chain(&error), "a step could not be stored, trying again");
                 }
             }
             tokio::select! {
-                () = self.closed.cancelled() => return false,
+                () = self.closed.cancelled() => return None,
                 () = sleep(wait) => wait = (wait * 2).min(Duration::from_secs(5)),
             }
         }
@@ -414,21 +444,21 @@ impl Engine {
 
     /// Drops what goes on with a cancelled task.
     pub(crate) fn drop_task(&self, id: TaskId) {
-        if let Some((_, cancelled)) = self.state().in_hand.get(&id) {
-            cancelled.cancel();
+        if let Some(hand) = self.state().in_hand.get(&id) {
+            hand.cancelled.cancel();
         }
     }
 
     /// Drops the run of this row, and nothing that came after it.
     pub(crate) fn drop_run(&self, row: &Row) {
-        if let Some((_, cancelled)) = self.state().in_hand.get(&row.id).filter(|(token, _)| *token == row.token) {
-            cancelled.cancel();
+        if let Some(hand) = self.state().in_hand.get(&row.id).filter(|hand| hand.token == row.token) {
+            hand.cancelled.cancel();
         }
     }
 
     /// Lets go of handlers, which may hold the dispatcher, and of those who wait.
     pub(crate) fn forget(&self) {
-        let State { workers, in_hand, waiting } = std::mem::take(&mut *self.state());
+        let State { workers, in_hand, waiting, .. } = std::mem::take(&mut *self.state());
         drop((workers, in_hand, waiting));
     }
 }

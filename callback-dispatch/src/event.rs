@@ -1,6 +1,7 @@
 //! What a service has to say without being asked.
 
 use callback_core::{Dsn, MessageId, Payload};
+use std::time::Duration;
 
 /// Something that happened, to be sent to one destination.
 ///
@@ -22,6 +23,7 @@ pub struct Event {
     pub(crate) subject: Option<String>,
     pub(crate) owner: Option<String>,
     pub(crate) ordering_key: Option<String>,
+    pub(crate) expires_in: Option<Duration>,
 }
 
 impl Event {
@@ -35,6 +37,7 @@ impl Event {
             subject: None,
             owner: None,
             ordering_key: None,
+            expires_in: None,
         }
     }
 
@@ -63,6 +66,12 @@ impl Event {
     /// [`Lane::stop_when_dead`]: crate::Lane::stop_when_dead
     pub fn ordering_key(mut self, key: impl Into<String>) -> Self {
         self.ordering_key = Some(key.into());
+        self
+    }
+
+    /// Gives it up if it is not delivered by then: it is not attempted any more, and is no dead letter. Default: never.
+    pub fn expires_in(mut self, time: Duration) -> Self {
+        self.expires_in = Some(time);
         self
     }
 

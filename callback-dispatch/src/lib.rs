@@ -11,6 +11,7 @@ mod work;
 
 mod dead_letter;
 mod lane;
+mod notice;
 
 mod clock;
 mod error;
@@ -28,6 +29,7 @@ pub use dispatcher::{Dispatcher, DispatcherBuilder};
 pub use error::{AcceptError, EndError, StartError, WorkerError};
 pub use event::Event;
 pub use lane::Lane;
+pub use notice::Notice;
 #[cfg(feature = "sqlite")]
 pub use outbox::SqliteOutbox;
 pub use outbox::{MemoryOutbox, Outbox, OutboxError};

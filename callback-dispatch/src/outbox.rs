@@ -11,12 +11,12 @@ pub use sqlite::SqliteOutbox;
 
 use crate::{
     clock::Micros,
-    dead_letter::{DeadLetter, DeadLetterQuery},
+    dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
     lane::{LaneKey, OpenBreaker},
     row::{FailedRow, Order, Row, Stage, Stored},
 };
 use async_trait::async_trait;
-use callback_core::{BoxError, TaskId};
+use callback_core::{BoxError, Dsn, ErrorKind, TaskId};
 use std::{error::Error, fmt, sync::Arc};
 use tokio::sync::oneshot;
 
@@ -56,6 +56,9 @@ pub(crate) trait Store: fmt::Debug + Send + Sync + 'static {
     /// When the next row that nobody holds is due, after `after`.
     async fn next_due(&self, after: Micros) -> Result<Option<Micros>, OutboxError>;
 
+    /// When the next pending row expires.
+    async fn next_expiry(&self) -> Result<Option<Micros>, OutboxError>;
+
     /// The row of this id.
     async fn find(&self, id: TaskId) -> Result<Option<Row>, OutboxError>;
 
@@ -71,7 +74,11 @@ pub(crate) trait Store: fmt::Debug + Send + Sync + 'static {
     /// The breakers that were open when last heard of.
     async fn breakers(&self) -> Result<Vec<OpenBreaker>, OutboxError>;
 
-    async fn dead_letters(&self, query: &DeadLetterQuery) -> Result<Vec<DeadLetter>, OutboxError>;
+    /// A page of dead letters; what cannot be read is left out of it.
+    async fn dead_letters(&self, query: &DeadLetterQuery) -> Result<Page<DeadLetter>, OutboxError>;
+
+    /// The places of those that the query asks for, readable or not.
+    async fn dead_places(&self, query: &DeadLetterQuery) -> Result<Vec<Cursor>, OutboxError>;
 
     async fn dead_letter(&self, id: TaskId) -> Result<Option<DeadLetter>, OutboxError>;
 
@@ -127,10 +134,38 @@ pub(crate) enum Write {
         id: TaskId,
         now: Micros,
     },
-    /// A new delivery of a dead row.
+    /// New deliveries of dead rows.
     Replay {
+        ids: Vec<TaskId>,
+        now: Micros,
+    },
+    /// A new delivery of a dead row, its message under another id.
+    ReplayAsNew {
         id: TaskId,
         now: Micros,
+        result: Arc<Stored>,
+    },
+    /// Deletes dead rows, with their attempts.
+    Purge {
+        ids: Vec<TaskId>,
+        now: Micros,
+    },
+    /// Gives up messages to this Dsn that nobody holds.
+    Bury {
+        dsn: Dsn,
+        now: Micros,
+        limit: usize,
+    },
+    /// Ends what is not over by now.
+    Expire {
+        now: Micros,
+        limit: usize,
+    },
+    /// Deletes what has ended before then, but for dead rows; what has an idempotency key has a time of its own.
+    Clean {
+        before: Micros,
+        keyed_before: Micros,
+        limit: usize,
     },
     /// Takes due rows into the caller's hands.
     Claim(Claim),
@@ -175,6 +210,8 @@ pub(crate) struct Settle {
     pub(crate) due: Micros,
     pub(crate) attempts: u32,
     pub(crate) now: Micros,
+    /// Why it is given up, or tried again.
+    pub(crate) kind: Option<ErrorKind>,
     pub(crate) failed: Option<FailedRow>,
     pub(crate) order: Option<Order>,
 }
@@ -201,11 +238,19 @@ pub(crate) enum Written {
     Unknown,
     /// These rows are in the caller's hands, oldest first.
     Claimed(Vec<Row>),
+    /// So many rows were changed.
+    Count(u64),
     /// These have ended.
     Ended(Vec<TaskId>),
     /// So many values were sealed anew, up to the last one; none is left after it if there is no last one.
     #[cfg(feature = "seal")]
     Resealed { last: Option<i64>, changed: u64 },
+}
+
+impl Written {
+    pub(crate) const fn is_done(&self) -> bool {
+        matches!(self, Self::Done)
+    }
 }
 
 /// Why a write was not queued.

@@ -27,6 +27,7 @@ pub struct Work {
     pub(crate) owner: Option<String>,
     pub(crate) ordering_key: Option<String>,
     pub(crate) context: Context,
+    pub(crate) expires_in: Option<Duration>,
 }
 
 /// What is stored of a request beside its body.
@@ -53,7 +54,14 @@ pub(crate) struct Context {
 impl Work {
     /// Work with this request as its payload.
     pub fn new(payload: impl Into<Payload>) -> Self {
-        Self { payload: payload.into(), dsn: None, owner: None, ordering_key: None, context: Context::default() }
+        Self {
+            payload: payload.into(),
+            dsn: None,
+            owner: None,
+            ordering_key: None,
+            context: Context::default(),
+            expires_in: None,
+        }
     }
 
     /// Sets where the result goes. Default: it is stored, and nothing is sent.
@@ -119,6 +127,14 @@ impl Work {
     /// Limits the run. Default: the worker's limit.
     pub fn time_limit(mut self, limit: Duration) -> Self {
         self.context.time_limit = Some(limit);
+        self
+    }
+
+    /// Ends the task as [`Expired`](crate::TaskState::Expired) if it is not over by then: run, and delivery. Default: never.
+    ///
+    /// Its run is dropped, and its Dsn is not told. Counts from the acceptance.
+    pub fn expires_in(mut self, time: Duration) -> Self {
+        self.expires_in = Some(time);
         self
     }
 

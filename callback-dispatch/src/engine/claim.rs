@@ -76,6 +76,7 @@ impl Engine {
                 () = sleep(wait) => {
                     if shared && matches!(self.store.others_wrote().await, Ok(Some(true))) {
                         self.behind.store(true, Ordering::Release);
+                        self.expiring.look_again();
                     }
                 }
             }

@@ -1,8 +1,8 @@
 //! An attempt: from a row with a result to what the destination said of it.
 
-use super::{Engine, Place, chain};
+use super::{Engine, Hand, Place, chain};
 use crate::{
-    OutboxError,
+    Notice, OutboxError,
     clock::Micros,
     lane::{Breaker, LanePermit, OpenBreaker, OpenLane, Sign},
     measure,
@@ -10,14 +10,16 @@ use crate::{
     row::{FailedRow, Row},
     state::{self, Verdict},
 };
-use callback_core::{Attempt, Message, Receipt, SinkError, TaskId};
+use callback_core::{Attempt, ErrorKind, Message, Receipt, SinkError, TaskId};
 use futures_util::FutureExt;
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{Arc, atomic::Ordering},
+};
 use tokio::{
     sync::SemaphorePermit,
     time::{Instant, timeout_at},
 };
-use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 /// What an attempt takes while it goes on.
@@ -30,7 +32,7 @@ struct Places<'a> {
 
 impl Engine {
     /// Makes one attempt and stores what follows from it.
-    pub(super) async fn deliver(self: &Arc<Self>, row: Arc<Row>, place: Place, cancelled: Option<&CancellationToken>) {
+    pub(super) async fn deliver(self: &Arc<Self>, row: Arc<Row>, place: Place, hand: &Arc<Hand>) {
         let (Some(result), Some(lane)) = (&row.result, place.lane.clone()) else { return };
         let places = tokio::select! {
             biased;
@@ -39,12 +41,21 @@ impl Engine {
             () = self.closing.cancelled() => None,
         };
         let Some(places) = places else {
-            self.release(&row).await;
+            if hand.gone.load(Ordering::Acquire) {
+                self.give_up_unattempted(&row).await;
+            } else {
+                self.release(&row).await;
+            }
             drop(place);
             self.look_again();
             return;
         };
-        if cancelled.is_some_and(CancellationToken::is_cancelled) {
+        if hand.cancelled.is_cancelled() {
+            return;
+        }
+        if hand.gone.load(Ordering::Acquire) {
+            drop(places);
+            self.give_up_unattempted(&row).await;
             return;
         }
         let (begun, now) = (Instant::now(), self.now());
@@ -58,6 +69,13 @@ impl Engine {
             measure::attempted(&row, answer.as_ref(), begun.elapsed());
             self.learn(&row, &lane, Sign::of(answer.as_ref()));
         }
+        let gone = match (&attempt, &row.dsn) {
+            (Some(Err(error)), Some(dsn)) if error.kind() == ErrorKind::Gone => {
+                // Before the next message to it has the permit.
+                self.mark_gone(dsn, hand).then_some(dsn)
+            }
+            _ => None,
+        };
         drop((places, in_flight));
         let Some(answer) = attempt else {
             // Whether it was delivered is unknown; the next start tries again.
@@ -83,7 +101,7 @@ impl Engine {
             status: error.status(),
             reason: error.chain(),
         });
-        log(&row, number, verdict, answer.as_ref());
+        log(&row, number, answer.as_ref());
         let step = Settle {
             id: row.id,
             token: row.token,
@@ -93,6 +111,7 @@ impl Engine {
             due: if let Verdict::Retry { due } = verdict { due } else { row.due },
             attempts: number,
             now: self.now(),
+            kind: failed.as_ref().map(|failed| failed.kind),
             failed,
             order: row.order,
         };
@@ -112,8 +131,15 @@ impl Engine {
                     if row.order.is_some() {
                         self.look_again();
                     }
+                    if let (Some(dsn), Err(error)) = (&row.dsn, &answer) {
+                        let (id, destination, kind) = (row.id, dsn.destination(), error.kind());
+                        self.notices.raise(&Notice::Dead { id, destination, kind, attempts: number });
+                    }
                 }
             }
+        }
+        if let Some(dsn) = gone {
+            self.bury(dsn).await;
         }
     }
 
@@ -138,18 +164,18 @@ impl Engine {
     fn learn(&self, row: &Row, lane: &OpenLane, sign: Sign) {
         let Some(change) = lane.learn(sign) else { return };
         let Some(lane) = row.lane() else { return };
-        let destination = lane.destination.clone();
+        let (destination, owner) = (lane.destination.clone(), lane.owner.as_deref().map(str::to_owned));
         let write = match change {
             Breaker::Opened { pause, times } => {
                 if times == 1 {
                     measure::breaker_opened();
                 }
-                tracing::warn!(%destination, pause_s = pause.as_secs(), times, "a breaker opened");
+                self.notices.raise(&Notice::BreakerOpened { destination, owner, pause });
                 Write::OpenBreaker(OpenBreaker { lane, times, until: self.now().after(pause) })
             }
             Breaker::Closed => {
                 measure::breaker_closed();
-                tracing::info!(%destination, "a breaker closed");
+                self.notices.raise(&Notice::BreakerClosed { destination, owner });
                 Write::CloseBreaker(lane)
             }
         };
@@ -199,16 +225,13 @@ fn seed(id: TaskId, number: u32) -> u64 {
     u64::from_be_bytes(tail).wrapping_add(u64::from(number))
 }
 
-fn log(row: &Row, attempt: u32, verdict: Verdict, answer: Result<&Receipt, &SinkError>) {
+fn log(row: &Row, attempt: u32, answer: Result<&Receipt, &SinkError>) {
     let Some(dsn) = &row.dsn else { return };
     let id = row.id;
-    match (verdict, answer) {
-        (Verdict::Retry { .. }, Err(error)) => {
+    match answer {
+        Err(error) => {
             tracing::info!(%id, attempt, destination = %dsn.destination(), kind = %error.kind(), "an attempt failed");
         }
-        (_, Err(error)) => {
-            tracing::warn!(%id, attempt, destination = %dsn.destination(), kind = %error.kind(), "a message was given up");
-        }
-        (_, Ok(_)) => tracing::debug!(%id, attempt, destination = %dsn.destination(), "a message was delivered"),
+        Ok(_) => tracing::debug!(%id, attempt, destination = %dsn.destination(), "a message was delivered"),
     }
 }

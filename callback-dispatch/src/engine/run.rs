@@ -113,8 +113,10 @@ impl Engine {
         place: Place,
     ) -> Option<(Arc<Row>, Place)> {
         let events = task.take_published();
+        let expires = events.iter().map(|event| event.expires).min();
         if outcome.kind == OutcomeKind::Deferred {
             if self.persist(Write::Defer { id: row.id, token: row.token, events }).await {
+                expires.into_iter().for_each(|expires| self.expiring.expect(expires));
                 self.look_again();
             }
             return None;
@@ -147,6 +149,7 @@ impl Engine {
         if !self.persist(write).await {
             return None;
         }
+        expires.into_iter().for_each(|expires| self.expiring.expect(expires));
         if next.stage.is_ended() {
             self.ended(row.id);
         }
@@ -196,6 +199,7 @@ impl Engine {
             due: row.due,
             attempts: row.attempts,
             now: self.now(),
+            kind: None,
             failed: None,
             order: row.order,
         })

@@ -2,6 +2,7 @@
 
 use super::{Engine, chain};
 use crate::{
+    DeadLetter, Notice,
     measure::{self, Depths},
     outbox::{Write, Written, write},
 };
@@ -48,8 +49,11 @@ impl Engine {
                 };
                 for id in &ended {
                     measure::dead();
-                    tracing::warn!(%id, "a message was given up: its time was over while its lane was closed");
                     self.ended(*id);
+                    if let Ok(Some(DeadLetter { id, dsn, kind, attempts, .. })) = self.store.dead_letter(*id).await {
+                        let attempts = u32::try_from(attempts.len()).unwrap_or(u32::MAX);
+                        self.notices.raise(&Notice::Dead { id, destination: dsn.destination(), kind, attempts });
+                    }
                 }
                 if ended.len() < AT_ONCE {
                     break;

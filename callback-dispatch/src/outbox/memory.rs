@@ -3,12 +3,12 @@
 use super::{Claim, Done, Erase, Erased, NotQueued, Outbox, OutboxError, Settle, Store, Write, Written};
 use crate::{
     clock::Micros,
-    dead_letter::{DeadLetter, DeadLetterQuery},
+    dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
     lane::{LaneKey, OpenBreaker},
-    row::{FailedRow, OrderKey, Row, Stage},
+    row::{FailedRow, OrderKey, Row, Stage, Stored},
 };
 use async_trait::async_trait;
-use callback_core::TaskId;
+use callback_core::{Dsn, ErrorKind, TaskId};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     fmt,
@@ -36,6 +36,8 @@ struct State {
     /// The messages of each ordering key that hold back the later ones.
     turns: HashMap<OrderKey, BTreeMap<u64, u64>>,
     breakers: HashMap<LaneKey, OpenBreaker>,
+    /// Pending rows that expire, by when they do.
+    expiring: BTreeSet<(Micros, u64)>,
     ended: VecDeque<u64>,
     next: u64,
 }
@@ -59,6 +61,8 @@ struct Entry {
     row: Arc<Row>,
     turn: Option<u64>,
     ended_at: Micros,
+    /// Why it was given up, or tried again.
+    kind: Option<ErrorKind>,
     failed: Vec<FailedRow>,
 }
 
@@ -79,7 +83,10 @@ impl State {
         let (key, id, is_message) = (self.next, row.id, row.stage == Stage::Delivering);
         self.next += 1;
         self.by_id.insert(id, key);
-        self.rows.insert(key, Entry { row, turn: None, ended_at: Micros(0), failed: Vec::new() });
+        if row.expires != Micros::NEVER {
+            self.expiring.insert((row.expires, key));
+        }
+        self.rows.insert(key, Entry { row, turn: None, ended_at: Micros(0), kind: None, failed: Vec::new() });
         if is_message {
             self.enqueue(key);
         }
@@ -102,8 +109,12 @@ impl State {
         let place = (entry.row.due, key);
         let free = (!entry.row.held).then(|| Queue::of(&entry.row));
         let was_message = entry.row.stage == Stage::Delivering;
+        self.expiring.remove(&(entry.row.expires, key));
         let row = Arc::make_mut(&mut entry.row);
         change(row);
+        if row.expires != Micros::NEVER && !row.stage.is_ended() {
+            self.expiring.insert((row.expires, key));
+        }
         let (is_message, is_ended) = (row.stage == Stage::Delivering, row.stage.is_ended());
         let is_kept = row.work.is_some() || row.stage == Stage::Dead;
         if is_ended {
@@ -163,15 +174,16 @@ impl State {
 
     /// The last of its ordering key, and due only if it is the first, too.
     fn enqueue(&mut self, key: u64) {
-        let Some(entry) = self.rows.get_mut(&key).filter(|entry| entry.turn.is_none()) else { return };
+        let Some(entry) = self.rows.get_mut(&key) else { return };
         let Some(order) = entry.row.order else { return };
         let turns = self.turns.entry(order.key).or_default();
-        if !turns.is_empty() {
-            Arc::make_mut(&mut entry.row).due = Micros::NEVER;
-        }
-        let turn = turns.last_key_value().map_or(1, |(turn, _)| turn + 1);
+        // What stopped its key when it died has its turn still.
+        let turn = entry.turn.unwrap_or_else(|| turns.last_key_value().map_or(1, |(turn, _)| turn + 1));
         turns.insert(turn, key);
         entry.turn = Some(turn);
+        if turns.first_key_value().is_some_and(|(first, _)| *first < turn) {
+            Arc::make_mut(&mut entry.row).due = Micros::NEVER;
+        }
     }
 
     /// Lets the next of its ordering key go, unless it holds it back.
@@ -234,7 +246,7 @@ impl State {
                 }
                 written
             }
-            Write::Settle(Settle { id, token, from, to, held, due, attempts, now, failed, order: _ }) => {
+            Write::Settle(Settle { id, token, from, to, held, due, attempts, now, kind, failed, order: _ }) => {
                 let written = self.change(
                     id,
                     now,
@@ -242,8 +254,9 @@ impl State {
                     |row| (row.stage, row.held, row.due, row.attempts) = (to, held, due, attempts),
                 );
                 let entry = self.by_id.get(&id).and_then(|key| self.rows.get_mut(key));
-                if let (Written::Done, Some(entry), Some(failed)) = (&written, entry, failed) {
-                    entry.failed.push(failed);
+                if let (Written::Done, Some(entry)) = (&written, entry) {
+                    entry.kind = kind.or(entry.kind);
+                    entry.failed.extend(failed);
                 }
                 written
             }
@@ -253,15 +266,14 @@ impl State {
                 |row| !row.stage.is_ended(),
                 |row| (row.stage, row.held) = (Stage::Cancelled, false),
             ),
-            Write::Replay { id, now } => self.change(
-                id,
-                now,
-                |row| row.stage == Stage::Dead,
-                |row| {
-                    (row.stage, row.held, row.due, row.first_due) = (Stage::Delivering, false, now, now);
-                    (row.attempts, row.token) = (0, row.token + 1);
-                },
-            ),
+            Write::Replay { ids, now } => {
+                Written::Count(ids.into_iter().map(|id| u64::from(self.replay(id, now, None).is_done())).sum())
+            }
+            Write::ReplayAsNew { id, now, result } => self.replay(id, now, Some(result)),
+            Write::Purge { ids, now } => Written::Count(ids.into_iter().map(|id| u64::from(self.purge(id, now))).sum()),
+            Write::Bury { dsn, now, limit } => Written::Ended(self.bury(&dsn, now, limit)),
+            Write::Expire { now, limit } => Written::Ended(self.expire(now, limit)),
+            Write::Clean { before, keyed_before, limit } => Written::Count(self.clean(before, keyed_before, limit)),
             Write::Claim(claim) => Written::Claimed(self.claim(&claim)),
             Write::Age { lanes, before, now, limit } => self.age(&lanes, before, now, limit),
             Write::OpenBreaker(open) => {
@@ -276,6 +288,72 @@ impl State {
             #[cfg(feature = "seal")]
             Write::Seal(_) => Written::Done,
         }
+    }
+
+    fn replay(&mut self, id: TaskId, now: Micros, result: Option<Arc<Stored>>) -> Written {
+        let expected = |row: &Row| row.stage == Stage::Dead;
+        self.change(id, now, expected, |row| {
+            (row.stage, row.held, row.due, row.first_due) = (Stage::Delivering, false, now, now);
+            (row.attempts, row.token, row.expires) = (0, row.token + 1, Micros::NEVER);
+            if result.is_some() {
+                row.result = result;
+            }
+        })
+    }
+
+    fn purge(&mut self, id: TaskId, now: Micros) -> bool {
+        let dead = |key: &u64| self.rows.get(key).is_some_and(|entry| entry.row.stage == Stage::Dead);
+        let Some(key) = self.by_id.get(&id).copied().filter(dead) else { return false };
+        self.release_next(key, now);
+        self.forget(key);
+        true
+    }
+
+    fn bury(&mut self, dsn: &Dsn, now: Micros, limit: usize) -> Vec<TaskId> {
+        let on_its_way = |row: &Row| row.stage == Stage::Delivering && !row.held && row.dsn.as_ref() == Some(dsn);
+        let rows = self.rows.values().map(|entry| &entry.row).filter(|row| on_its_way(row));
+        let ids: Vec<TaskId> = rows.map(|row| row.id).take(limit).collect();
+        for id in &ids {
+            self.change(*id, now, |_| true, |row| (row.stage, row.due) = (Stage::Dead, now));
+            if let Some(entry) = self.by_id.get(id).and_then(|key| self.rows.get_mut(key)) {
+                entry.kind = Some(ErrorKind::Gone);
+            }
+        }
+        ids
+    }
+
+    fn expire(&mut self, now: Micros, limit: usize) -> Vec<TaskId> {
+        let expired = self.expiring.iter().take_while(|(expires, _)| *expires <= now).take(limit);
+        let mut ids: Vec<TaskId> = expired.filter_map(|(_, key)| Some(self.rows.get(key)?.row.id)).collect();
+        for id in &ids {
+            self.change(*id, now, |_| true, |row| (row.stage, row.held, row.due) = (Stage::Expired, false, now));
+        }
+        ids.sort_unstable();
+        ids
+    }
+
+    fn clean(&mut self, before: Micros, keyed_before: Micros, limit: usize) -> u64 {
+        let is_old = |entry: &&Entry| {
+            let before = if entry.row.idempotency.is_some() { keyed_before } else { before };
+            entry.row.stage.is_ended() && entry.row.stage != Stage::Dead && entry.ended_at < before
+        };
+        let old: Vec<TaskId> = self.rows.values().filter(is_old).map(|entry| entry.row.id).take(limit).collect();
+        for id in &old {
+            if let Some(key) = self.by_id.get(id).copied() {
+                self.forget(key);
+            }
+        }
+        old.len() as u64
+    }
+
+    /// Those that the query asks for, oldest first, as many as it wants.
+    fn dead(&self, query: &DeadLetterQuery) -> Vec<DeadLetter> {
+        let dead = self.rows.values().filter(|entry| entry.row.stage == Stage::Dead);
+        let mut letters: Vec<DeadLetter> = dead.filter_map(letter).collect();
+        letters.retain(|letter| query.covers(letter));
+        letters.sort_by_key(|letter| (letter.since, letter.id));
+        letters.truncate(query.limit);
+        letters
     }
 
     fn recover(&mut self) -> Written {
@@ -297,6 +375,9 @@ impl State {
         let aged: Vec<TaskId> = rows.filter(|row| row.first_due < before).map(|row| row.id).take(limit).collect();
         for id in &aged {
             self.change(*id, now, |_| true, |row| row.stage = Stage::Dead);
+            if let Some(entry) = self.by_id.get(id).and_then(|key| self.rows.get_mut(key)) {
+                entry.kind = entry.kind.or(Some(ErrorKind::TimedOut));
+            }
         }
         Written::Ended(aged)
     }
@@ -354,6 +435,10 @@ impl Store for MemoryOutbox {
         Ok(next.map(|(due, _)| *due).filter(|due| *due != Micros::NEVER))
     }
 
+    async fn next_expiry(&self) -> Result<Option<Micros>, OutboxError> {
+        Ok(self.state().expiring.first().map(|(expires, _)| *expires))
+    }
+
     async fn find(&self, id: TaskId) -> Result<Option<Row>, OutboxError> {
         let state = self.state();
         Ok(state.by_id.get(&id).and_then(|key| state.rows.get(key)).map(|entry| Row::clone(&entry.row)))
@@ -381,14 +466,14 @@ impl Store for MemoryOutbox {
         Ok(self.state().breakers.values().cloned().collect())
     }
 
-    async fn dead_letters(&self, query: &DeadLetterQuery) -> Result<Vec<DeadLetter>, OutboxError> {
-        let state = self.state();
-        let dead = state.rows.values().filter(|entry| entry.row.stage == Stage::Dead);
-        let mut letters: Vec<DeadLetter> = dead.filter_map(letter).collect();
-        letters.retain(|letter| query.covers(letter));
-        letters.sort_by_key(|letter| (letter.since, letter.id));
-        letters.truncate(query.limit);
-        Ok(letters)
+    async fn dead_letters(&self, query: &DeadLetterQuery) -> Result<Page<DeadLetter>, OutboxError> {
+        let items = self.state().dead(query);
+        let next = (items.len() == query.limit).then(|| items.last().map(Cursor::after)).flatten();
+        Ok(Page { items, next })
+    }
+
+    async fn dead_places(&self, query: &DeadLetterQuery) -> Result<Vec<Cursor>, OutboxError> {
+        Ok(self.state().dead(query).iter().map(Cursor::after).collect())
     }
 
     async fn dead_letter(&self, id: TaskId) -> Result<Option<DeadLetter>, OutboxError> {
@@ -403,6 +488,7 @@ impl Store for MemoryOutbox {
 fn letter(entry: &Entry) -> Option<DeadLetter> {
     Some(DeadLetter {
         id: entry.row.id,
+        kind: entry.kind?,
         dsn: entry.row.dsn.clone()?,
         message: entry.row.result.as_ref()?.message.clone(),
         since: entry.ended_at.to_system(),

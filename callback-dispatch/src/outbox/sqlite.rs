@@ -9,7 +9,7 @@ use super::{Done, Erase, Erased, NotQueued, Outbox, OutboxError, Store, Write, W
 use crate::SealKeys;
 use crate::{
     clock::Micros,
-    dead_letter::{DeadLetter, DeadLetterQuery},
+    dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
     lane::OpenBreaker,
     row::Row,
 };
@@ -124,6 +124,10 @@ impl Store for SqliteOutbox {
         Ok(read::next_due(self.0.database.reader(), after).await?)
     }
 
+    async fn next_expiry(&self) -> Result<Option<Micros>, OutboxError> {
+        Ok(read::next_expiry(self.0.database.reader()).await?)
+    }
+
     async fn find(&self, id: TaskId) -> Result<Option<Row>, OutboxError> {
         Ok(read::find(self.0.database.reader(), &self.0.codec, id).await?)
     }
@@ -144,8 +148,12 @@ impl Store for SqliteOutbox {
         Ok(read::breakers(self.0.database.reader()).await?)
     }
 
-    async fn dead_letters(&self, query: &DeadLetterQuery) -> Result<Vec<DeadLetter>, OutboxError> {
+    async fn dead_letters(&self, query: &DeadLetterQuery) -> Result<Page<DeadLetter>, OutboxError> {
         Ok(read::dead_letters(self.0.database.reader(), &self.0.codec, query).await?)
+    }
+
+    async fn dead_places(&self, query: &DeadLetterQuery) -> Result<Vec<Cursor>, OutboxError> {
+        Ok(read::dead_places(self.0.database.reader(), query).await?)
     }
 
     async fn dead_letter(&self, id: TaskId) -> Result<Option<DeadLetter>, OutboxError> {

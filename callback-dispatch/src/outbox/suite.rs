@@ -3,7 +3,7 @@
 use super::{Claim, Done, MemoryOutbox, NotQueued, OutboxError, Settle, SqliteOutbox, Store, Write, Written, write};
 use crate::{
     clock::Micros,
-    dead_letter::{DeadLetter, DeadLetterQuery},
+    dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
     lane::{LaneKey, OpenBreaker},
     row::{FailedRow, Order, OrderKey, Request, Row, Stage, Stored},
     work::Context,
@@ -40,6 +40,10 @@ const CLAUSES: &[(&str, Clause)] = clauses![
     what_is_old_ends_in_the_lanes_that_are_named,
     the_next_due_time_is_told,
     deferred_work_waits_for_its_result,
+    what_is_purged_is_gone_and_lets_its_key_go,
+    what_waits_for_a_dsn_that_is_gone_is_buried,
+    what_is_not_over_in_time_expires,
+    what_ended_long_ago_is_deleted,
 ];
 
 const NOW: Micros = Micros(1_000_000);
@@ -94,6 +98,20 @@ async fn done(store: &dyn Store, step: Write) -> bool {
     matches!(write(store, step).await.expect("stored"), Written::Done)
 }
 
+async fn count(store: &dyn Store, step: Write) -> u64 {
+    match write(store, step).await.expect("stored") {
+        Written::Count(count) => count,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn ended(store: &dyn Store, step: Write) -> Vec<TaskId> {
+    match write(store, step).await.expect("stored") {
+        Written::Ended(ended) => ended,
+        other => panic!("{other:?}"),
+    }
+}
+
 async fn insert(store: &dyn Store, row: &Row) {
     assert!(done(store, Write::Insert(Arc::new(row.clone()))).await);
 }
@@ -134,7 +152,8 @@ fn settle(row: &Row, to: Stage) -> Settle {
         reason: "no".into(),
     });
     let (id, token, from, attempts, order) = (row.id, row.token, row.stage, row.attempts + 1, row.order);
-    Settle { id, token, from, to, held: false, due: row.due, attempts, now: NOW, failed, order }
+    let kind = failed.as_ref().map(|failed| failed.kind);
+    Settle { id, token, from, to, held: false, due: row.due, attempts, now: NOW, kind, failed, order }
 }
 
 fn result(row: &Row, token: u32, events: Vec<Arc<Row>>) -> Write {
@@ -254,7 +273,7 @@ async fn dead(store: &dyn Store, row: &Row) -> Row {
 async fn a_dead_letter_has_its_attempts(store: &dyn Store) {
     let row = dead(store, &event(DSN)).await;
     let letters = store.dead_letters(&DeadLetterQuery::default()).await.expect("readable");
-    assert_eq!(letters.len(), 1);
+    assert_eq!(letters.items.len(), 1);
     let letter = store.dead_letter(row.id).await.expect("readable").expect("it is dead");
     assert_eq!((letter.id, &letter.message), (row.id, &row.result.expect("a message").message));
     assert_eq!(letter.attempts.iter().map(|attempt| attempt.status).collect::<Vec<_>>(), [Some(400)]);
@@ -263,8 +282,8 @@ async fn a_dead_letter_has_its_attempts(store: &dyn Store) {
 async fn a_replay_begins_anew(store: &dyn Store) {
     let row = dead(store, &event(DSN)).await;
     let later = Micros(NOW.0 + 9);
-    assert!(done(store, Write::Replay { id: row.id, now: later }).await);
-    assert!(!done(store, Write::Replay { id: row.id, now: later }).await);
+    assert_eq!(count(store, Write::Replay { ids: vec![row.id], now: later }).await, 1);
+    assert_eq!(count(store, Write::Replay { ids: vec![row.id], now: later }).await, 0);
     let replayed = kept(store, row.id).await;
     assert_eq!((replayed.stage, replayed.attempts, replayed.held), (Stage::Delivering, 0, false));
     assert_eq!((replayed.due, replayed.first_due), (later, later));
@@ -290,7 +309,7 @@ async fn one_that_is_dead_stops_its_key_where_it_shall(store: &dyn Store) {
     let claimed = claim(store).await.remove(0);
     assert!(done(store, Write::Settle(settle(&claimed, Stage::Dead))).await);
     assert!(claim(store).await.is_empty());
-    assert!(done(store, Write::Replay { id: rows[0].id, now: NOW }).await);
+    assert_eq!(count(store, Write::Replay { ids: vec![rows[0].id], now: NOW }).await, 1);
     let claimed = claim(store).await;
     assert_eq!(claimed.iter().map(|row| row.id).collect::<Vec<_>>(), [rows[0].id]);
     assert!(done(store, Write::Settle(settle(&claimed[0], Stage::Delivered))).await);
@@ -316,8 +335,7 @@ async fn what_is_old_ends_in_the_lanes_that_are_named(store: &dyn Store) {
         insert(store, row).await;
     }
     let age = Write::Age { lanes: vec![lane(DSN)], before: Micros(NOW.0 - 50), now: NOW, limit: 10 };
-    let Written::Ended(ended) = write(store, age).await.expect("stored") else { panic!("nothing ended") };
-    assert_eq!(ended, [old.id]);
+    assert_eq!(ended(store, age).await, [old.id]);
     assert_eq!(kept(store, old.id).await.stage, Stage::Dead);
     assert_eq!(kept(store, young.id).await.stage, Stage::Delivering);
     assert_eq!(kept(store, elsewhere.id).await.stage, Stage::Delivering);
@@ -343,6 +361,60 @@ async fn deferred_work_waits_for_its_result(store: &dyn Store) {
     assert!(claim_by(store, Micros(i64::MAX - 1), &["worker"], Vec::new()).await.is_empty());
     assert!(done(store, result(&claimed, claimed.token, Vec::new())).await);
     assert_eq!(claimed_ids(store).await, [row.id]);
+}
+
+async fn what_is_purged_is_gone_and_lets_its_key_go(store: &dyn Store) {
+    let rows: Vec<Row> = (0..2).map(|number| in_order(number, true)).collect();
+    insert(store, &rows[0]).await;
+    insert(store, &rows[1]).await;
+    let claimed = claim(store).await.remove(0);
+    assert!(done(store, Write::Settle(settle(&claimed, Stage::Dead))).await);
+    assert_eq!(count(store, Write::Purge { ids: vec![rows[0].id, rows[1].id], now: NOW }).await, 1);
+    assert!(find(store, rows[0].id).await.is_none());
+    assert_eq!(claimed_ids(store).await, [rows[1].id]);
+}
+
+async fn what_waits_for_a_dsn_that_is_gone_is_buried(store: &dyn Store) {
+    let (free, elsewhere, held) = (event(DSN), event("custom://a/other"), Row { held: true, ..event(DSN) });
+    for row in [&free, &elsewhere, &held] {
+        insert(store, row).await;
+    }
+    let bury = Write::Bury { dsn: DSN.parse().expect("a Dsn"), now: NOW, limit: 10 };
+    assert_eq!(ended(store, bury).await, [free.id]);
+    let letter = store.dead_letter(free.id).await.expect("readable").expect("it is dead");
+    assert_eq!(letter.kind, ErrorKind::Gone);
+    assert_eq!(claimed_ids(store).await, [elsewhere.id]);
+}
+
+async fn what_is_not_over_in_time_expires(store: &dyn Store) {
+    let late = Row { expires: Micros(NOW.0 - 1), ..task("worker") };
+    let held = Row { expires: NOW, held: true, ..task("worker") };
+    let early = Row { expires: Micros(NOW.0 + 1), ..task("worker") };
+    for row in [&late, &held, &early] {
+        insert(store, row).await;
+    }
+    assert_eq!(store.next_expiry().await.expect("readable"), Some(late.expires));
+    let mut expired = ended(store, Write::Expire { now: NOW, limit: 10 }).await;
+    expired.sort_unstable();
+    let mut expected = [late.id, held.id];
+    expected.sort_unstable();
+    assert_eq!(expired, expected);
+    assert_eq!(kept(store, late.id).await.stage, Stage::Expired);
+    assert_eq!(store.next_expiry().await.expect("readable"), Some(early.expires));
+    assert_eq!(claimed_ids(store).await, [early.id]);
+}
+
+async fn what_ended_long_ago_is_deleted(store: &dyn Store) {
+    let (over, pending, letter) = (task("worker"), task("worker"), event(DSN));
+    let dead = dead(store, &letter).await;
+    insert(store, &over).await;
+    insert(store, &pending).await;
+    assert!(done(store, Write::Cancel { id: over.id, now: NOW }).await);
+    let clean = |before| Write::Clean { before, keyed_before: before, limit: 10 };
+    assert_eq!(count(store, clean(NOW)).await, 0);
+    assert_eq!(count(store, clean(Micros(NOW.0 + 1))).await, 1);
+    assert!(find(store, over.id).await.is_none());
+    assert!(find(store, pending.id).await.is_some() && find(store, dead.id).await.is_some());
 }
 
 #[tokio::test]
@@ -392,6 +464,10 @@ enum Fault {
     AgesEveryLane,
     TellsNoDueTime,
     DefersNothing,
+    PurgesNothing,
+    BuriesNothing,
+    ExpiresEverything,
+    DeletesTooEarly,
 }
 
 /// What breaks, and the clause that must notice.
@@ -415,6 +491,10 @@ const BROKEN: &[(Fault, &str)] = &[
     (Fault::AgesEveryLane, "what_is_old_ends_in_the_lanes_that_are_named"),
     (Fault::TellsNoDueTime, "the_next_due_time_is_told"),
     (Fault::DefersNothing, "deferred_work_waits_for_its_result"),
+    (Fault::PurgesNothing, "what_is_purged_is_gone_and_lets_its_key_go"),
+    (Fault::BuriesNothing, "what_waits_for_a_dsn_that_is_gone_is_buried"),
+    (Fault::ExpiresEverything, "what_is_not_over_in_time_expires"),
+    (Fault::DeletesTooEarly, "what_ended_long_ago_is_deleted"),
 ];
 
 /// An outbox in memory with one fault.
@@ -464,6 +544,15 @@ impl Broken {
             }
             (Fault::LosesEvents, Write::Result { id, token, to, held, now, result, order, .. }) => {
                 Write::Result { id, token, to, held, now, result, order, events: Vec::new() }
+            }
+            (Fault::PurgesNothing, Write::Purge { now, .. }) => Write::Purge { ids: Vec::new(), now },
+            (Fault::BuriesNothing, Write::Bury { dsn, now, .. }) => Write::Bury { dsn, now, limit: 0 },
+            (Fault::ExpiresEverything, Write::Expire { limit, .. }) => {
+                Write::Expire { now: Micros(i64::MAX - 1), limit }
+            }
+            (Fault::DeletesTooEarly, Write::Clean { before, limit, .. }) => {
+                let before = Micros(before.0 + 1);
+                Write::Clean { before, keyed_before: before, limit }
             }
             (Fault::LosesAttempts, Write::Settle(step)) => Write::Settle(Settle { failed: None, ..step }),
             (Fault::AgesEveryLane, Write::Age { before, now, limit, .. }) => {
@@ -529,8 +618,16 @@ impl Store for Broken {
         self.inner.breakers().await
     }
 
-    async fn dead_letters(&self, query: &DeadLetterQuery) -> Result<Vec<DeadLetter>, OutboxError> {
+    async fn next_expiry(&self) -> Result<Option<Micros>, OutboxError> {
+        self.inner.next_expiry().await
+    }
+
+    async fn dead_letters(&self, query: &DeadLetterQuery) -> Result<Page<DeadLetter>, OutboxError> {
         self.inner.dead_letters(query).await
+    }
+
+    async fn dead_places(&self, query: &DeadLetterQuery) -> Result<Vec<Cursor>, OutboxError> {
+        self.inner.dead_places(query).await
     }
 
     async fn dead_letter(&self, id: TaskId) -> Result<Option<DeadLetter>, OutboxError> {

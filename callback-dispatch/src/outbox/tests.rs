@@ -3,7 +3,7 @@
 use super::{Claim, MemoryOutbox, OutboxError, Settle, SqliteOutbox, Store, Write, Written, write};
 use crate::{
     clock::Micros,
-    dead_letter::DeadLetterQuery,
+    dead_letter::{Cursor, DeadLetterQuery},
     lane::LaneKey,
     row::{FailedRow, Order, OrderKey, Request, Row, Stage, Stored},
     work::Context,
@@ -31,6 +31,7 @@ enum Step {
         owner: bool,
         due: i64,
         order: Option<(usize, bool)>,
+        expires: Option<i64>,
     },
     Claim {
         limit: usize,
@@ -65,7 +66,23 @@ enum Step {
         row: usize,
     },
     Replay {
+        rows: Vec<usize>,
+    },
+    ReplayAsNew {
         row: usize,
+    },
+    Purge {
+        rows: Vec<usize>,
+    },
+    Bury {
+        dsn: usize,
+        limit: usize,
+    },
+    Expire {
+        limit: usize,
+    },
+    Clean {
+        age: i64,
     },
     Recover,
     /// Steps of different rows that share a transaction, and its statements.
@@ -80,9 +97,10 @@ fn step() -> impl Strategy<Value = Step> {
     let order = || prop::option::of((0..2usize, any::<bool>()));
     let stale = || prop::bool::weighted(0.2);
     prop_oneof![
-        4 => (any::<bool>(), any::<bool>(), 0..2usize, prop::option::of(0..2usize), any::<bool>(), 0..50i64, order())
-            .prop_map(|(event, held, worker, dsn, owner, due, order)| {
-                Step::Insert { event, held, worker, dsn, owner, due, order }
+        4 => (any::<bool>(), any::<bool>(), 0..2usize, prop::option::of(0..2usize), any::<bool>(), 0..50i64, order(),
+            prop::option::of(0..30i64))
+            .prop_map(|(event, held, worker, dsn, owner, due, order, expires)| {
+                Step::Insert { event, held, worker, dsn, owner, due, order, expires }
             }),
         3 => (1..4usize, vec(0..2usize, 0..3), vec((0..2usize, any::<bool>()), 0..3))
             .prop_map(|(limit, workers, left_out)| Step::Claim { limit, workers, left_out }),
@@ -93,7 +111,12 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(row, stale, from, to, held, failed)| Step::Settle { row, stale, from, to, held, failed }),
         1 => (row(), vec(0..2usize, 0..3), 0..60i64).prop_map(|(limit, lanes, before)| Step::Age { limit, lanes, before }),
         1 => row().prop_map(|row| Step::Cancel { row }),
-        2 => row().prop_map(|row| Step::Replay { row }),
+        2 => vec(row(), 0..3).prop_map(|rows| Step::Replay { rows }),
+        1 => row().prop_map(|row| Step::ReplayAsNew { row }),
+        1 => vec(row(), 0..2).prop_map(|rows| Step::Purge { rows }),
+        1 => (0..DSNS.len(), 1..3usize).prop_map(|(dsn, limit)| Step::Bury { dsn, limit }),
+        1 => (1..3usize).prop_map(|limit| Step::Expire { limit }),
+        1 => (0..30i64).prop_map(|age| Step::Clean { age }),
         1 => Just(Step::Recover),
         3 => vec((stale(), to(), any::<bool>(), failed()), 2..ROWS).prop_map(Step::Together),
     ]
@@ -120,6 +143,10 @@ impl Pair {
     fn id(&self, row: usize) -> TaskId {
         // One row more than there are: nobody knows it.
         self.ids.get(row).copied().unwrap_or_else(TaskId::new)
+    }
+
+    fn ids_of(&self, rows: &[usize]) -> Vec<TaskId> {
+        rows.iter().map(|row| self.id(*row)).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     async fn row(&self, id: TaskId) -> Option<Row> {
@@ -181,6 +208,8 @@ impl Pair {
             (Stage::Delivering, _) => (stage, Stage::Delivering),
             _ => (from.unwrap_or(Stage::Delivering), to),
         };
+        // Whatever is given up has a reason.
+        let failed = failed.or_else(|| (to == Stage::Dead).then_some(0));
         let attempts = row.as_ref().map_or(0, |row| row.attempts) + u32::from(failed.is_some());
         let failed = failed.map(|kind| FailedRow {
             number: attempts,
@@ -201,6 +230,7 @@ impl Pair {
             due: now,
             attempts,
             now,
+            kind: failed.as_ref().map(|failed| failed.kind),
             failed,
             order: row.and_then(|row| row.order),
         })
@@ -211,8 +241,9 @@ impl Pair {
         let token = async |pair: &Self, id, stale| pair.row(id).await.map_or(0, |row| row.token) + u32::from(stale);
         let write = match step {
             Step::Insert { .. } if self.ids.len() >= ROWS => return Vec::new(),
-            Step::Insert { event, held, worker, dsn, owner, due, order } => {
+            Step::Insert { event, held, worker, dsn, owner, due, order, expires } => {
                 let mut row = self.new_row(event, held, worker, dsn, owner, due);
+                row.expires = expires.map_or(Micros::NEVER, |wait| Micros(self.now + wait));
                 if let (Some(dsn), Some((key, stops))) = (&row.dsn, order) {
                     row.order = Some(Order { key: OrderKey::new(dsn, WORKERS[key]), stops });
                     row.held &= !event;
@@ -247,12 +278,27 @@ impl Pair {
             }
             Step::Age { limit, lanes, before } => {
                 let now = self.tick();
-                let lanes = lanes.into_iter().collect::<BTreeSet<_>>().into_iter().map(|dsn| self.lane(dsn, false));
-                let lanes = lanes.collect();
+                // No lane is named twice.
+                let lanes = lanes.into_iter().collect::<BTreeSet<_>>();
+                let lanes = lanes.into_iter().map(|dsn| self.lane(dsn, false)).collect();
                 Write::Age { lanes, before: Micros(now.0 - before), now, limit }
             }
             Step::Cancel { row } => Write::Cancel { id: self.id(row), now: self.tick() },
-            Step::Replay { row } => Write::Replay { id: self.id(row), now: self.tick() },
+            Step::Replay { rows } => Write::Replay { ids: self.ids_of(&rows), now: self.tick() },
+            Step::ReplayAsNew { row } => {
+                let (id, now) = (self.id(row), self.tick());
+                Write::ReplayAsNew { id, now, result: result(id, now) }
+            }
+            Step::Purge { rows } => Write::Purge { ids: self.ids_of(&rows), now: self.tick() },
+            Step::Bury { dsn, limit } => {
+                Write::Bury { dsn: DSNS[dsn].parse().expect("a valid Dsn"), now: self.tick(), limit }
+            }
+            Step::Expire { limit } => Write::Expire { now: self.tick(), limit },
+            Step::Clean { age } => {
+                let before = Micros(self.tick().0 - age);
+                // All that is old: an event that has ended, memory has forgotten already.
+                Write::Clean { before, keyed_before: Micros(before.0 - 10), limit: 100 }
+            }
             Step::Recover => Write::Recover,
             Step::Together(steps) => {
                 let mut writes = Vec::new();
@@ -276,7 +322,9 @@ impl Pair {
         for ((memory, sqlite), write) in memory.into_iter().zip(sqlite).zip(&writes) {
             let (memory, sqlite) = (memory.expect("stored"), sqlite.expect("stored"));
             let cancels_nothing = matches!(write, Write::Cancel { id, .. } if !self.ids.contains(id));
-            assert_eq!(answer(&memory, cancels_nothing), answer(&sqlite, cancels_nothing), "{write:?}");
+            let deletes = matches!(write, Write::Clean { .. });
+            let answer = |written| answer(written, cancels_nothing, deletes);
+            assert_eq!(answer(&memory), answer(&sqlite), "{write:?}");
         }
         self.ids.extend(new);
         for id in &self.ids {
@@ -290,15 +338,27 @@ impl Pair {
                 (self.memory.next_due(Micros(after)).await, self.sqlite.next_due(Micros(after)).await);
             assert_eq!(memory.expect("readable"), sqlite.expect("readable"), "after {told}");
         }
+        let (memory, sqlite) = (self.memory.next_expiry().await, self.sqlite.next_expiry().await);
+        assert_eq!(memory.expect("readable"), sqlite.expect("readable"), "after {told}");
         let (memory, sqlite) = (self.memory.waiting_workers().await, self.sqlite.waiting_workers().await);
         let sorted = |names: Vec<String>| names.into_iter().collect::<BTreeSet<_>>();
         assert_eq!(sorted(memory.expect("readable")), sorted(sqlite.expect("readable")), "after {told}");
-        for kind in [None, Some(KINDS[0])] {
-            let query = DeadLetterQuery { kind, limit: 3, ..DeadLetterQuery::default() };
+        let all = DeadLetterQuery { limit: 3, ..DeadLetterQuery::default() };
+        let destination = DSNS[0].parse::<callback_core::Dsn>().expect("a valid Dsn").destination();
+        let between = (Some(Micros(1_010)), Some(Micros(self.now)));
+        for query in [
+            all.clone(),
+            all.clone().kind(KINDS[0]),
+            all.clone().destination(destination),
+            DeadLetterQuery { since: between.0, until: between.1, ..all.clone() },
+        ] {
             let (memory, sqlite) = (self.memory.dead_letters(&query).await, self.sqlite.dead_letters(&query).await);
-            let letters =
-                |letters: Vec<crate::DeadLetter>| letters.iter().map(|it| format!("{it:#?}")).collect::<Vec<_>>();
-            assert_eq!(letters(memory.expect("readable")), letters(sqlite.expect("readable")), "after {told}");
+            let (memory, sqlite) = (memory.expect("readable"), sqlite.expect("readable"));
+            assert_eq!(format!("{memory:#?}"), format!("{sqlite:#?}"), "after {told}");
+            let (ours, theirs) = (self.memory.dead_places(&query).await, self.sqlite.dead_places(&query).await);
+            let (ours, theirs) = (ours.expect("readable"), theirs.expect("readable"));
+            assert_eq!(ours, theirs, "after {told}");
+            assert_eq!(ours, memory.items.iter().map(Cursor::after).collect::<Vec<_>>(), "after {told}");
         }
     }
 }
@@ -323,9 +383,10 @@ fn is_kept(row: &Row) -> bool {
 }
 
 /// An answer as far as the engine looks at it: that there is no such row is told by a cancel of what never was.
-fn answer(written: &Written, cancels_nothing: bool) -> String {
+fn answer(written: &Written, cancels_nothing: bool, deletes: bool) -> String {
     match written {
         Written::Claimed(rows) => format!("{:#?}", rows.iter().map(all_of).collect::<Vec<_>>()),
+        Written::Count(_) if deletes => String::new(),
         Written::Unknown if !cancels_nothing => format!("{:?}", Written::Superseded),
         other => format!("{other:?}"),
     }

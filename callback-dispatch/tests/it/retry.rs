@@ -69,10 +69,7 @@ async fn ten_attempts_are_made_at_their_times_then_the_message_is_dead() {
     assert_eq!(letter.id.to_string(), id.to_string());
     assert_eq!(letter.attempts.iter().map(|attempt| attempt.number).collect::<Vec<_>>(), (1..=10).collect::<Vec<_>>());
     for (attempt, time) in letter.attempts.iter().zip(&times) {
-        assert_eq!(
-            (attempt.kind, attempt.phase, attempt.status),
-            (ErrorKind::Unavailable, Some(Phase::Answer), Some(503))
-        );
+        assert_eq!((attempt.kind, attempt.phase, attempt.status), (ErrorKind::Unavailable, Phase::Answer, Some(503)));
         assert!(attempt.reason.contains("the cause"), "{}", attempt.reason);
         let (recorded, made) = (attempt.time.duration_since(letter.attempts[0].time), *time - times[0]);
         assert!(recorded.expect("in order").abs_diff(made) < Duration::from_millis(10));

@@ -2,7 +2,9 @@
 
 use crate::support::{CustomSink, Gate, Home, accept, dsn, echo, ended, event, in_time, start};
 use callback_core::{MemorySink, SinkError, TaskId};
-use callback_dispatch::{AcceptError, DeadLetters, Dispatcher, Interrupted, StartError, TaskState, Work, Worker};
+use callback_dispatch::{
+    AcceptError, DeadLetterQuery, DeadLetters, Dispatcher, Interrupted, StartError, TaskState, Work, Worker,
+};
 use serde_json::{Value, json};
 use sqlx::{Connection, Executor};
 use std::{
@@ -178,6 +180,38 @@ async fn a_stuck_store_is_answered_with_overload_not_with_memory() {
     lock.rollback().await.expect("unlocked");
     in_time(first).await.expect("accepted");
     worker.accept(large()).await.expect("there is room again");
+}
+
+#[tokio::test]
+async fn a_dead_letter_that_cannot_be_read_hides_no_other_and_can_be_purged() {
+    let home = Home::sqlite();
+    let sink = CustomSink::new(|_| async { Err(SinkError::refused("no")) });
+    let dispatcher = start(home.builder().await.sink(sink)).await;
+    let worker = dispatcher.worker("echo", Interrupted::RunAgain).run(echo).expect("registered");
+    let mut ids = Vec::new();
+    for number in 0..3 {
+        let id = accept(&worker, number, "custom://a").await;
+        in_time(ended(&dispatcher, id)).await;
+        ids.push(id);
+    }
+    let mut stranger = home.stranger().await;
+    let spoil = "UPDATE callback_outbox SET result = 'no JSON' WHERE seq = 1; \
+                 UPDATE callback_outbox SET kind = 'of tomorrow' WHERE seq = 2; \
+                 UPDATE callback_attempt SET kind = 'of tomorrow' WHERE rowid = 3";
+    stranger.execute(spoil).await.expect("writable");
+    let letters = dispatcher.dead_letters();
+    let (mut query, mut found) = (DeadLetterQuery::default().limit(1), Vec::new());
+    loop {
+        let page = letters.list(&query).await.expect("readable");
+        found.extend(page.items.iter().map(|letter| (letter.id, letter.attempts.len())));
+        let Some(next) = page.next else { break };
+        query = query.after(next);
+    }
+    assert_eq!(found, [(ids[2], 0)]);
+    assert_eq!(letters.purge(&DeadLetterQuery::default()).await.expect("writable"), 3);
+    let attempts = sqlx::query_scalar("SELECT count(*) FROM callback_attempt");
+    let attempts: i64 = attempts.fetch_one(&mut stranger).await.expect("readable");
+    assert_eq!(attempts, 0, "attempts are left");
 }
 
 /// Set in the process whose files cannot grow.

@@ -180,7 +180,7 @@ async fn a_name_that_resolves_to_a_mix_is_refused_when_it_is_dialled() {
     assert_eq!(task.state(), TaskState::Dead);
     let letter = shop.dispatcher.dead_letters().get(id).await.expect("readable").expect("kept");
     let attempts: Vec<_> = letter.attempts.iter().map(|attempt| (attempt.kind, attempt.phase)).collect();
-    assert_eq!(attempts, [(ErrorKind::Forbidden, Some(Phase::Policy))]);
+    assert_eq!(attempts, [(ErrorKind::Forbidden, Phase::Policy)]);
     assert_eq!(shop.receiver.connections(), 0);
 }
 

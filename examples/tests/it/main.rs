@@ -2,6 +2,7 @@
 
 mod abort;
 mod crash;
+mod dead_letters;
 mod faults;
 mod file_sink;
 mod order_service;

@@ -8,11 +8,16 @@ use crate::{
         Claim, Settle, Write, Written,
         codec::{Codec, Pair, Text},
     },
-    row::{FailedRow, Order, Row, Stage},
+    row::{FailedRow, Order, Row, Stage, digest},
 };
-use callback_core::{Destination, Dsn, TaskId};
+use callback_core::{Destination, Dsn, ErrorKind, TaskId};
 use callback_store::{Apply, Batched};
-use sqlx::{Arguments, Error, Row as _, SqliteConnection, query, query_scalar, query_with, sqlite::SqliteArguments};
+use sqlx::{
+    Arguments, Error, Row as _, Sqlite, SqliteConnection, query,
+    query::Query,
+    query_scalar, query_with,
+    sqlite::{SqliteArguments, SqliteRow},
+};
 use std::sync::Arc;
 
 /// How many due rows are looked through, oldest first, before lanes and workers are asked one by one.
@@ -62,6 +67,42 @@ const ENQUEUE: &str = "UPDATE callback_outbox SET \
 pub(super) const RELEASE_NEXT: &str = "UPDATE callback_outbox SET due = ?1 WHERE order_key = ?2 AND stage = 3 AND due = ?3 \
     AND turn = (SELECT min(turn) FROM callback_outbox WHERE order_key = ?2 AND turn IS NOT NULL)";
 
+const REPLAY: &str = "UPDATE callback_outbox SET stage = 3, held = 0, token = token + 1, due = ?1, first_due = ?1, \
+                      attempts = 0, ended_at = NULL, expires = 9223372036854775807, \
+                      result = coalesce(?3, result), result_body = coalesce(?4, result_body) \
+                      WHERE stage = 12 AND id IN (SELECT unhex(value) FROM json_each(?2)) \
+                      RETURNING id, order_key, turn";
+
+/// What has its turn still, and is not the first of its key, waits.
+const QUEUE: &str = "UPDATE callback_outbox SET due = ?1 WHERE id = ?2 \
+    AND turn > (SELECT min(turn) FROM callback_outbox WHERE order_key = ?3 AND turn IS NOT NULL)";
+
+const BURY: &str = "UPDATE callback_outbox SET stage = 12, due = ?1, ended_at = ?1, kind = ?2, \
+                      turn = iif(stops, turn, NULL) WHERE seq IN ( \
+                      SELECT seq FROM callback_outbox WHERE address = ?3 AND stage = 3 AND held = 0 \
+                      ORDER BY seq LIMIT ?4) RETURNING id, order_key, turn";
+
+const EXPIRE: &str = "UPDATE callback_outbox SET stage = 14, held = 0, due = ?1, ended_at = ?1, turn = NULL WHERE seq IN ( \
+                        SELECT seq FROM callback_outbox \
+                        WHERE stage < 10 AND expires < 9223372036854775807 AND expires <= ?1 \
+                        ORDER BY expires LIMIT ?2) RETURNING id, order_key, turn";
+
+const CLEAN: &str = "DELETE FROM callback_outbox WHERE seq IN ( \
+                       SELECT seq FROM callback_outbox \
+                       WHERE stage >= 10 AND stage <> 12 AND idempotency IS NULL AND ended_at < ?1 \
+                       ORDER BY ended_at LIMIT ?2) RETURNING id";
+
+const CLEAN_KEYED: &str = "DELETE FROM callback_outbox WHERE seq IN ( \
+                             SELECT seq FROM callback_outbox \
+                             WHERE stage >= 10 AND stage <> 12 AND idempotency IS NOT NULL AND ended_at < ?1 \
+                             ORDER BY ended_at LIMIT ?2) RETURNING id";
+
+const PURGE: &str = "DELETE FROM callback_outbox \
+                     WHERE stage = 12 AND id IN (SELECT unhex(value) FROM json_each(?)) \
+                     RETURNING id, order_key, NULL AS turn";
+
+const FORGET_ATTEMPTS: &str = "DELETE FROM callback_attempt WHERE id IN (SELECT unhex(value) FROM json_each(?))";
+
 /// Applies batches of writes to the outbox's tables.
 ///
 /// New rows and steps come in numbers, and share multi-row statements; the rest is rare, and comes one by one.
@@ -91,8 +132,8 @@ impl Rows {
             codec,
             insert: Batched::new(
                 "INSERT INTO callback_outbox (id, stage, held, token, due, attempts, starts, accepted_at, first_due, \
-                 expires, worker, owner, dsn, destination, lane, order_key, stops, idempotency, request, work, work_body, result, result_body) SELECT * FROM (VALUES ",
-                "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                 expires, worker, owner, dsn, destination, lane, address, order_key, stops, idempotency, request, work, work_body, result, result_body) SELECT * FROM (VALUES ",
+                "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 ") WHERE column1 IS NOT NULL",
             ),
             settle: Batched::new(
@@ -246,17 +287,16 @@ impl Rows {
                 let known = known.fetch_optional(connection).await?.is_some();
                 Ok(if known { Written::Superseded } else { Written::Unknown })
             }
-            Write::Replay { id, now } => {
-                let sql = "UPDATE callback_outbox SET stage = 3, held = 0, token = token + 1, due = ?, first_due = ?, \
-                           attempts = 0, ended_at = NULL WHERE id = ? AND stage = 12 RETURNING order_key, turn";
-                let done = query(sql).bind(now.0).bind(now.0).bind(&id.as_bytes()[..]).fetch_optional(&mut *connection);
-                let Some(line) = done.await? else { return Ok(Written::Superseded) };
-                // One that stopped its key is still the first of it.
-                let (key, turn): (Option<Vec<u8>>, Option<i64>) = (line.try_get("order_key")?, line.try_get("turn")?);
-                if let (Some(key), None) = (key, turn) {
-                    enqueue(connection, *id, &key).await?;
-                }
-                Ok(Written::Done)
+            Write::Replay { ids, now } => Ok(Written::Count(self.replay(connection, ids, *now, None).await?)),
+            Write::ReplayAsNew { id, now, result } => {
+                let result = self.codec.encode_result(*id, result).map_err(not_sealed)?;
+                let done = self.replay(connection, &[*id], *now, Some(&result)).await? > 0;
+                Ok(if done { Written::Done } else { Written::Superseded })
+            }
+            Write::Purge { ids, now } => {
+                let ended = left(connection, query(PURGE).bind(list(ids)), *now).await?;
+                self.forget_attempts(connection, &ended).await?;
+                Ok(Written::Count(ended.len() as u64))
             }
             Write::Age { lanes, before, now, limit } => self.age(connection, lanes, *before, *now, *limit).await,
             Write::OpenBreaker(open) => {
@@ -270,6 +310,22 @@ impl Rows {
             Write::CloseBreaker(lane) => {
                 query("DELETE FROM callback_breaker WHERE lane = ?").bind(lane.number()).execute(connection).await?;
                 Ok(Written::Done)
+            }
+            Write::Bury { dsn, now, limit } => {
+                let bury = query(BURY).bind(now.0).bind(ErrorKind::Gone.as_str()).bind(address(dsn));
+                Ok(Written::Ended(left(connection, bury.bind(count(*limit)), *now).await?))
+            }
+            Write::Expire { now, limit } => {
+                let expire = query(EXPIRE).bind(now.0).bind(count(*limit));
+                Ok(Written::Ended(left(connection, expire, *now).await?))
+            }
+            Write::Clean { before, keyed_before, limit } => {
+                let clean = query(CLEAN).bind(before.0).bind(count(*limit));
+                let mut old = ids(&clean.fetch_all(&mut *connection).await?)?;
+                let clean = query(CLEAN_KEYED).bind(keyed_before.0).bind(count(limit.saturating_sub(old.len())));
+                old.append(&mut ids(&clean.fetch_all(&mut *connection).await?)?);
+                self.forget_attempts(connection, &old).await?;
+                Ok(Written::Count(old.len() as u64))
             }
             Write::Claim(claim) => Ok(Written::Claimed(self.claim(connection, claim).await?)),
             Write::Recover => {
@@ -301,6 +357,39 @@ impl Rows {
             ended.push(read::task_id(&line)?);
         }
         Ok(Written::Ended(ended))
+    }
+
+    /// Begins new deliveries, in this order; how many.
+    async fn replay(
+        &self,
+        connection: &mut SqliteConnection,
+        ids: &[TaskId],
+        now: Micros,
+        result: Option<&Pair<'_>>,
+    ) -> Result<u64, Error> {
+        let mut arguments = SqliteArguments::default();
+        bind_replay(&mut arguments, ids, now, result).map_err(Error::Encode)?;
+        let replayed = query_with(REPLAY, arguments);
+        let lines = replayed.fetch_all(&mut *connection).await?;
+        for id in ids {
+            let is_it = |line: &&SqliteRow| read::task_id(line).is_ok_and(|it| it == *id);
+            let Some(line) = lines.iter().find(is_it) else { continue };
+            let (key, turn): (Option<Vec<u8>>, Option<i64>) = (line.try_get("order_key")?, line.try_get("turn")?);
+            match (key, turn) {
+                (Some(key), None) => enqueue(connection, *id, &key).await?,
+                (Some(key), Some(_)) => {
+                    let queue = query(QUEUE).bind(Micros::NEVER.0).bind(&id.as_bytes()[..]).bind(key);
+                    queue.execute(&mut *connection).await?;
+                }
+                (None, _) => {}
+            }
+        }
+        Ok(lines.len() as u64)
+    }
+
+    /// Deletes what is kept beside rows that were deleted.
+    async fn forget_attempts(&self, connection: &mut SqliteConnection, ids: &[TaskId]) -> Result<(), Error> {
+        query(FORGET_ATTEMPTS).bind(list(ids)).execute(connection).await.map(drop)
     }
 
     async fn claim(&self, connection: &mut SqliteConnection, claim: &Claim) -> Result<Vec<Row>, Error> {
@@ -344,6 +433,27 @@ impl Rows {
         rows.sort_by_key(|row| (row.due, row.id));
         Ok(rows)
     }
+}
+
+/// Ends rows, and lets the next of their keys go, unless they hold them back; their ids.
+async fn left(
+    connection: &mut SqliteConnection,
+    end: Query<'_, Sqlite, SqliteArguments>,
+    now: Micros,
+) -> Result<Vec<TaskId>, Error> {
+    let lines = end.fetch_all(&mut *connection).await?;
+    for line in &lines {
+        if line.try_get::<Option<i64>, _>("turn")?.is_none() {
+            release_next(connection, line.try_get("order_key")?, now).await?;
+        }
+    }
+    ids(&lines)
+}
+
+fn ids(lines: &[SqliteRow]) -> Result<Vec<TaskId>, Error> {
+    let mut ids: Vec<TaskId> = lines.iter().map(read::task_id).collect::<Result<_, _>>()?;
+    ids.sort_unstable();
+    Ok(ids)
 }
 
 async fn enqueue(connection: &mut SqliteConnection, id: TaskId, key: &[u8]) -> Result<(), Error> {
@@ -436,7 +546,7 @@ pub(super) type BindError = Box<dyn std::error::Error + Send + Sync>;
 fn bind_row(arguments: &mut SqliteArguments, codec: &Codec, row: &Row) -> Result<(), Error> {
     let columns = codec.encode(row).map_err(not_sealed)?;
     let bind = |arguments: &mut SqliteArguments| -> Result<(), BindError> {
-        arguments.reserve(23, 0);
+        arguments.reserve(24, 0);
         arguments.add(&row.id.as_bytes()[..])?;
         arguments.add(row.stage.number())?;
         arguments.add(row.held)?;
@@ -452,6 +562,7 @@ fn bind_row(arguments: &mut SqliteArguments, codec: &Codec, row: &Row) -> Result
         add_text(arguments, columns.dsn.as_ref())?;
         arguments.add(row.dsn.as_ref().map(Dsn::destination).as_ref().map(Destination::as_str))?;
         arguments.add(row.lane().as_ref().map(LaneKey::number))?;
+        arguments.add(row.dsn.as_ref().map(address))?;
         arguments.add(row.order.as_ref().map(|order| &order.key.0[..]))?;
         arguments.add(row.order.map(|order| order.stops))?;
         arguments.add(row.idempotency.as_ref().map(|it| &it.key[..]))?;
@@ -475,7 +586,7 @@ fn bind_settle(arguments: &mut SqliteArguments, step: &Settle) -> Result<(), Err
         arguments.add(step.due.0)?;
         arguments.add(i64::from(step.attempts))?;
         arguments.add(ended_at(step.to, step.now))?;
-        arguments.add(step.failed.as_ref().map(|failed| failed.kind.as_str()))
+        arguments.add(step.kind.map(ErrorKind::as_str))
     };
     bind(arguments).map_err(Error::Encode)
 }
@@ -492,6 +603,18 @@ fn bind_result(arguments: &mut SqliteArguments, step: &ResultStep<'_>) -> Result
         arguments.add(&step.result.1[..])
     };
     bind(arguments).map_err(Error::Encode)
+}
+
+fn bind_replay(
+    arguments: &mut SqliteArguments,
+    ids: &[TaskId],
+    now: Micros,
+    result: Option<&Pair<'_>>,
+) -> Result<(), BindError> {
+    arguments.add(now.0)?;
+    arguments.add(list(ids))?;
+    add_text(arguments, result.map(|(head, _)| head))?;
+    arguments.add(result.map(|(_, body)| &body[..]))
 }
 
 fn bind_attempt(arguments: &mut SqliteArguments, codec: &Codec, id: TaskId, attempt: &FailedRow) -> Result<(), Error> {
@@ -519,6 +642,17 @@ pub(super) fn add_text(arguments: &mut SqliteArguments, text: Option<&Text<'_>>)
 
 pub(super) fn not_sealed(reason: String) -> Error {
     Error::Encode(reason.into())
+}
+
+/// What a Dsn is found by: it may be sealed itself.
+fn address(dsn: &Dsn) -> Vec<u8> {
+    digest([dsn.expose()]).to_vec()
+}
+
+/// Ids as one parameter: hexadecimal, in a JSON array.
+fn list(ids: &[TaskId]) -> String {
+    let ids: Vec<String> = ids.iter().map(|id| read::hex(id.as_bytes())).collect();
+    serde_json::json!(ids).to_string()
 }
 
 fn ended_at(stage: Stage, now: Micros) -> Option<i64> {

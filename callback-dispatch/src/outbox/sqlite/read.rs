@@ -2,7 +2,7 @@
 
 use crate::{
     clock::Micros,
-    dead_letter::{DeadLetter, DeadLetterQuery},
+    dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
     lane::{LaneKey, OpenBreaker},
     outbox::codec::Codec,
     row::{FailedRow, Idempotency, Order, OrderKey, Row, Stage},
@@ -14,8 +14,25 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 pub(super) const NEXT_DUE: &str =
     "SELECT min(due) FROM callback_outbox WHERE stage < 10 AND held = 0 AND due > ? AND due < ?";
 
-pub(super) const DEAD_LETTERS: &str = "SELECT * FROM callback_outbox WHERE stage = 12 AND (?1 IS NULL OR destination = ?1) \
-     AND (?2 IS NULL OR kind = ?2) AND (ended_at, id) > (?3, ?4) ORDER BY ended_at, id LIMIT ?5";
+/// The bound is written out, as it is in the index: none but rows that expire are in it.
+pub(super) const NEXT_EXPIRY: &str =
+    "SELECT min(expires) FROM callback_outbox WHERE stage < 10 AND expires < 9223372036854775807";
+
+/// What a query asks for, after the columns.
+macro_rules! dead {
+    ($columns:literal) => {
+        concat!(
+            "SELECT ",
+            $columns,
+            " FROM callback_outbox WHERE stage = 12 AND (?1 IS NULL OR destination = ?1) AND (?2 IS NULL OR kind = ?2) \
+              AND (ended_at, id) > (?3, ?4) AND ended_at < ?5 ORDER BY ended_at, id LIMIT ?6"
+        )
+    };
+}
+
+pub(super) const DEAD_LETTERS: &str = dead!("*");
+
+pub(super) const DEAD_PLACES: &str = dead!("ended_at, id");
 
 pub(super) const ATTEMPTS: &str = "SELECT a.* FROM json_each(?) AS wanted CROSS JOIN callback_attempt AS a \
                                    WHERE a.id = unhex(wanted.value) ORDER BY a.rowid";
@@ -47,6 +64,11 @@ fn breaker(line: &SqliteRow) -> Result<OpenBreaker, Error> {
     Ok(OpenBreaker { lane, times: number(line, "times")?, until: Micros(line.try_get("until")?) })
 }
 
+pub(super) async fn next_expiry(pool: &SqlitePool) -> Result<Option<Micros>, Error> {
+    let expires: Option<i64> = query_scalar(NEXT_EXPIRY).fetch_one(pool).await?;
+    Ok(expires.map(Micros))
+}
+
 pub(super) async fn find(pool: &SqlitePool, codec: &Codec, id: TaskId) -> Result<Option<Row>, Error> {
     let found = query("SELECT * FROM callback_outbox WHERE id = ?").bind(&id.as_bytes()[..]);
     found.fetch_optional(pool).await?.as_ref().map(|line| row(codec, line)).transpose()
@@ -61,18 +83,36 @@ pub(super) async fn dead_letters(
     pool: &SqlitePool,
     codec: &Codec,
     asked: &DeadLetterQuery,
-) -> Result<Vec<DeadLetter>, Error> {
-    let (since, id) =
-        asked.after.map_or((i64::MIN, Vec::new()), |cursor| (cursor.since.0, cursor.id.as_bytes().to_vec()));
-    let rows = query(DEAD_LETTERS)
+) -> Result<Page<DeadLetter>, Error> {
+    let rows = dead(pool, DEAD_LETTERS, asked).await?;
+    // A letter that cannot be read is passed over, and the page after it is there all the same.
+    let last = rows.last().filter(|_| rows.len() == asked.limit);
+    let next = last.map(place).transpose()?;
+    Ok(Page { items: letters(pool, codec, &rows).await?, next })
+}
+
+pub(super) async fn dead_places(pool: &SqlitePool, asked: &DeadLetterQuery) -> Result<Vec<Cursor>, Error> {
+    dead(pool, DEAD_PLACES, asked).await?.iter().map(place).collect()
+}
+
+async fn dead(pool: &SqlitePool, sql: &'static str, asked: &DeadLetterQuery) -> Result<Vec<SqliteRow>, Error> {
+    // No id is empty: the earliest place of a time is before all that ended then.
+    let start = (asked.since.map_or(i64::MIN, |since| since.0), Vec::new());
+    let after = asked.after.map(|cursor| (cursor.since.0, cursor.id.as_bytes().to_vec()));
+    let (since, id) = after.map_or_else(|| start.clone(), |after| after.max(start.clone()));
+    query(sql)
         .bind(asked.destination.as_ref().map(ToString::to_string))
         .bind(asked.kind.map(ErrorKind::as_str))
         .bind(since)
         .bind(id)
+        .bind(asked.until.unwrap_or(Micros::NEVER).0)
         .bind(i64::try_from(asked.limit).unwrap_or(i64::MAX))
         .fetch_all(pool)
-        .await?;
-    letters(pool, codec, &rows).await
+        .await
+}
+
+fn place(line: &SqliteRow) -> Result<Cursor, Error> {
+    Ok(Cursor { since: Micros(line.try_get("ended_at")?), id: task_id(line)? })
 }
 
 pub(super) async fn dead_letter(pool: &SqlitePool, codec: &Codec, id: TaskId) -> Result<Option<DeadLetter>, Error> {
@@ -92,20 +132,28 @@ async fn letters(pool: &SqlitePool, codec: &Codec, rows: &[SqliteRow]) -> Result
     }
     let mut letters = Vec::with_capacity(rows.len());
     for line in rows {
-        let since = Micros(line.try_get("ended_at")?).to_system();
-        let row = match row(codec, line) {
-            Ok(row) => row,
-            Err(error) => {
-                // One unreadable letter, of a newer version perhaps, must not hide the others.
-                tracing::error!(id = hex(line.try_get("id")?), %error, "a stored row cannot be read");
-                continue;
+        match letter(codec, line) {
+            Ok(mut letter) => {
+                let attempts = attempts.remove(&letter.id).unwrap_or_default();
+                letter.attempts = attempts.into_iter().map(Into::into).collect();
+                letters.push(letter);
             }
-        };
-        let Row { id, dsn: Some(dsn), result: Some(result), .. } = row else { continue };
-        let attempts = attempts.remove(&id).unwrap_or_default().into_iter().map(Into::into).collect();
-        letters.push(DeadLetter { id, dsn, message: result.message.clone(), since, attempts });
+            // One unreadable letter, of a newer version perhaps, must not hide the others.
+            Err(error) => tracing::error!(id = hex(line.try_get("id")?), %error, "a stored row cannot be read"),
+        }
     }
     Ok(letters)
+}
+
+/// A dead letter, but for its attempts.
+fn letter(codec: &Codec, line: &SqliteRow) -> Result<DeadLetter, Error> {
+    let kind: String = line.try_get("kind")?;
+    let kind = ErrorKind::from_name(&kind).ok_or_else(|| unreadable("kind")("no such kind".into()))?;
+    let since = Micros(line.try_get("ended_at")?).to_system();
+    let Row { id, dsn, result, .. } = row(codec, line)?;
+    let dsn = dsn.ok_or_else(|| unreadable("dsn")("no Dsn".into()))?;
+    let result = result.ok_or_else(|| unreadable("result")("no message".into()))?;
+    Ok(DeadLetter { id, dsn, kind, message: result.message.clone(), since, attempts: Vec::new() })
 }
 
 pub(super) fn hex(bytes: &[u8]) -> String {

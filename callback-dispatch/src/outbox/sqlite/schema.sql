@@ -24,6 +24,8 @@ CREATE TABLE callback_outbox (
     destination TEXT,
     -- a digest of owner and destination
     lane        INTEGER,
+    -- a digest of the Dsn
+    address     BLOB,
     -- a digest of Dsn and ordering key; the place among those of this key, for as long as it holds back the others
     order_key   BLOB,
     turn        INTEGER,
@@ -43,6 +45,14 @@ CREATE INDEX callback_outbox_pending ON callback_outbox (held, due) WHERE stage 
 CREATE INDEX callback_outbox_worker ON callback_outbox (worker, due) WHERE stage <= 1 AND held = 0;
 CREATE INDEX callback_outbox_lane ON callback_outbox (lane, due, first_due) WHERE stage = 3 AND held = 0;
 CREATE INDEX callback_outbox_order ON callback_outbox (order_key, turn) WHERE turn IS NOT NULL;
+-- What is held never enters it.
+CREATE INDEX callback_outbox_address ON callback_outbox (address) WHERE stage = 3 AND held = 0;
+CREATE INDEX callback_outbox_expires ON callback_outbox (expires) WHERE stage < 10 AND expires < 9223372036854775807;
+-- what is deleted when it is old: not what is dead
+CREATE INDEX callback_outbox_ended ON callback_outbox (ended_at)
+    WHERE stage >= 10 AND stage <> 12 AND idempotency IS NULL;
+CREATE INDEX callback_outbox_ended_keyed ON callback_outbox (ended_at)
+    WHERE stage >= 10 AND stage <> 12 AND idempotency IS NOT NULL;
 CREATE INDEX callback_outbox_dead ON callback_outbox (ended_at, id) WHERE stage = 12;
 
 CREATE TABLE callback_attempt (

@@ -81,9 +81,28 @@ async fn lanes_and_workers_are_asked_one_by_one_by_their_indexes() {
 }
 
 #[tokio::test]
+async fn what_expires_and_what_is_old_is_found_by_its_index() {
+    let (pool, _directory) = open().await;
+    let expires = "INDEX callback_outbox_expires (expires<?)";
+    check(&pool, EXPIRE, expires).await;
+    check(&pool, read::NEXT_EXPIRY, "INDEX callback_outbox_expires").await;
+    check(&pool, CLEAN, "INDEX callback_outbox_ended (ended_at<?)").await;
+    let keyed = "INDEX callback_outbox_ended_keyed (ended_at<?)";
+    check(&pool, CLEAN_KEYED, keyed).await;
+}
+
+#[tokio::test]
 async fn dead_letters_are_found_by_their_index() {
     let (pool, _directory) = open().await;
     check(&pool, read::DEAD_LETTERS, "SEARCH callback_outbox USING INDEX callback_outbox_dead").await;
+    check(&pool, read::DEAD_PLACES, "SEARCH callback_outbox USING INDEX callback_outbox_dead").await;
+    let by_id = "SEARCH callback_outbox USING INDEX sqlite_autoindex_callback_outbox_1 (id=?)";
+    check(&pool, REPLAY, by_id).await;
+    check(&pool, PURGE, by_id).await;
+    let turn = "SEARCH callback_outbox USING COVERING INDEX callback_outbox_order (order_key=?";
+    check(&pool, QUEUE, turn).await;
+    check(&pool, BURY, "SEARCH callback_outbox USING COVERING INDEX callback_outbox_address (address=?)").await;
+    check(&pool, FORGET_ATTEMPTS, "SEARCH callback_attempt USING COVERING INDEX callback_attempt_id (id=?)").await;
     let plan = plan(&pool, read::ATTEMPTS).await;
     let by_id = "SEARCH a USING INDEX callback_attempt_id (id=?)";
     assert!(plan.iter().any(|step| step == by_id), "{plan:#?}");
