@@ -39,7 +39,7 @@ enum Command {
     },
     /// Sends all dead letters of a host again
     ReplayHost {
-        /// https://host:443
+        /// A destination: `https://host:443`
         host: Destination,
     },
     /// Deletes old dead letters for good
