@@ -16,7 +16,7 @@ use crate::{
     measure,
     notice::Notices,
     outbox::{NotQueued, Store, Write, Written},
-    row::{Order, OrderKey, Request, Row, Stage, Stored},
+    row::{Idempotency, Order, OrderKey, Request, Row, Stage, Stored},
 };
 use callback_core::{Acknowledgment, Dsn, DsnError, Keys, Message, MessageId, Schedule, Sink, TaskId};
 use std::{
@@ -169,21 +169,18 @@ impl Engine {
     /// Stores a task and hands it on.
     pub(crate) async fn accept(self: &Arc<Self>, worker: &Arc<str>, work: Work) -> Result<Acknowledgment, AcceptError> {
         let row = self.task_row(worker, work)?;
-        let acknowledgment = Acknowledgment::new(row.id, row.dsn.clone());
-        self.insert(row).await?;
-        Ok(acknowledgment)
+        let dsn = row.dsn.clone();
+        Ok(Acknowledgment::new(self.insert(row).await?, dsn))
     }
 
     /// Stores an event and hands it on.
     pub(crate) async fn publish(self: &Arc<Self>, event: Event) -> Result<MessageId, AcceptError> {
         let row = self.event_row(event)?;
-        let id = row.id.into();
-        self.insert(row).await?;
-        Ok(id)
+        Ok(self.insert(row).await?.into())
     }
 
     fn task_row(&self, worker: &Arc<str>, work: Work) -> Result<Row, AcceptError> {
-        let Work { payload, dsn, owner, ordering_key, context, expires_in } = work;
+        let Work { payload, dsn, owner, ordering_key, context, expires_in, idempotency_key } = work;
         self.check_size(payload.body().len())?;
         if let Some(dsn) = &dsn {
             self.check(dsn)?;
@@ -201,6 +198,9 @@ impl Engine {
             message.build()?;
         }
         let now = self.now();
+        let work = Request { context, payload };
+        let idempotency =
+            idempotency_key.map(|key| Idempotency::new(worker, owner.as_deref(), &key, &work, dsn.as_ref()));
         Ok(Row {
             id,
             token: 0,
@@ -216,8 +216,8 @@ impl Engine {
             accepted_at: now,
             first_due: now,
             expires: expires_in.map_or(Micros::NEVER, |wait| now.after(wait)),
-            idempotency: None,
-            work: Some(Arc::new(Request { context, payload })),
+            idempotency,
+            work: Some(Arc::new(work)),
             result: None,
         })
     }
@@ -267,7 +267,8 @@ impl Engine {
         if bytes > self.body_limit { Err(AcceptError::TooLarge { limit: self.body_limit }) } else { Ok(()) }
     }
 
-    async fn insert(self: &Arc<Self>, mut row: Row) -> Result<(), AcceptError> {
+    /// Stores a new row, unless the request is known; its id, or that of the known one.
+    async fn insert(self: &Arc<Self>, mut row: Row) -> Result<TaskId, AcceptError> {
         if self.closing.is_cancelled() {
             return Err(AcceptError::Closed);
         }
@@ -282,11 +283,16 @@ impl Engine {
         let done = Box::new(move |result: Result<Written, OutboxError>| {
             drop(waiting);
             match result {
+                Ok(Written::Known { id, same }) => {
+                    drop(place);
+                    let _ = sender.send(if same { Ok(id) } else { Err(AcceptError::Conflict) });
+                }
                 Ok(_) => {
                     measure::accepted(&stored);
+                    let id = stored.id;
                     engine.expiring.expect(stored.expires);
                     engine.hand_over(stored, place);
-                    let _ = sender.send(Ok(()));
+                    let _ = sender.send(Ok(id));
                 }
                 Err(error) if error.is_unknown() => {
                     let tasks = engine.tasks.clone();
@@ -305,15 +311,21 @@ impl Engine {
     }
 
     /// Asks whether a row was stored whose commit had no clear answer, and hands it over if it was.
-    async fn ask(self: Arc<Self>, row: Arc<Row>, place: Option<Place>, error: OutboxError) -> Result<(), AcceptError> {
+    async fn ask(
+        self: Arc<Self>,
+        row: Arc<Row>,
+        place: Option<Place>,
+        error: OutboxError,
+    ) -> Result<TaskId, AcceptError> {
         let until = Instant::now() + ASK_FOR;
         loop {
             match self.store.find(row.id).await {
                 Ok(Some(_)) => {
                     measure::accepted(&row);
                     self.expiring.expect(row.expires);
+                    let id = row.id;
                     self.hand_over(row, place);
-                    return Ok(());
+                    return Ok(id);
                 }
                 // What a failed commit left in the log may yet be found by a recovery: only after a later commit is it
                 // known to be gone, and if it comes back before that, it comes back cancelled.

@@ -11,6 +11,9 @@ pub enum AcceptError {
     /// The dispatcher is closing.
     #[error("the dispatcher is closed")]
     Closed,
+    /// Another request was accepted under this idempotency key.
+    #[error("another request was accepted under this idempotency key")]
+    Conflict,
     /// The task that was to publish is over.
     #[error("the task is over")]
     Ended,

@@ -108,7 +108,7 @@ pub(crate) async fn write(store: &dyn Store, write: Write) -> Result<Written, Ou
 /// the next one is.
 #[derive(Clone, Debug)]
 pub(crate) enum Write {
-    /// A new row.
+    /// A new row, unless there is one of its idempotency key.
     Insert(Arc<Row>),
     /// A result, and the events that were published with it, if the row is open and the token is current.
     Result {
@@ -238,6 +238,8 @@ pub(crate) enum Written {
     Unknown,
     /// These rows are in the caller's hands, oldest first.
     Claimed(Vec<Row>),
+    /// This row has the idempotency key; whether it is of the same request.
+    Known { id: TaskId, same: bool },
     /// So many rows were changed.
     Count(u64),
     /// These have ended.

@@ -84,10 +84,24 @@ pub(crate) struct Idempotency {
     pub(crate) request: [u8; 16],
 }
 
+impl Idempotency {
+    pub(crate) fn new(worker: &str, owner: Option<&str>, key: &str, request: &Request, dsn: Option<&Dsn>) -> Self {
+        let payload = &request.payload;
+        let dsn = dsn.map_or("", Dsn::expose);
+        let parts =
+            [request.context.operation.as_bytes(), payload.content_type().as_bytes(), payload.body(), dsn.as_bytes()];
+        Self {
+            key: digest([worker, owner.map_or("0", |_| "1"), owner.unwrap_or_default(), key]),
+            request: digest(parts),
+        }
+    }
+}
+
 /// The first half of SHA-256 over the parts, each after its length.
-pub(crate) fn digest<'a>(parts: impl IntoIterator<Item = &'a str>) -> [u8; 16] {
+pub(crate) fn digest(parts: impl IntoIterator<Item: AsRef<[u8]>>) -> [u8; 16] {
     let mut hasher = Sha256::new();
     for part in parts {
+        let part = part.as_ref();
         hasher.update((part.len() as u64).to_be_bytes());
         hasher.update(part);
     }

@@ -28,6 +28,7 @@ pub struct Work {
     pub(crate) ordering_key: Option<String>,
     pub(crate) context: Context,
     pub(crate) expires_in: Option<Duration>,
+    pub(crate) idempotency_key: Option<String>,
 }
 
 /// What is stored of a request beside its body.
@@ -61,6 +62,7 @@ impl Work {
             ordering_key: None,
             context: Context::default(),
             expires_in: None,
+            idempotency_key: None,
         }
     }
 
@@ -135,6 +137,16 @@ impl Work {
     /// Its run is dropped, and its Dsn is not told. Counts from the acceptance.
     pub fn expires_in(mut self, time: Duration) -> Self {
         self.expires_in = Some(time);
+        self
+    }
+
+    /// Names the request, so that it may be sent again: the same is acknowledged with the same task, and done once.
+    ///
+    /// A key is of its worker and [`owner`](Self::owner). The same request has the same operation, payload and Dsn; another
+    /// under the key is refused as [`Conflict`](crate::AcceptError::Conflict). A key is kept as long as its task, and 24 h
+    /// after its end at least; in memory, as long as the task.
+    pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
+        self.idempotency_key = Some(key.into());
         self
     }
 

@@ -2,6 +2,7 @@
 
 mod body;
 mod handler;
+mod idempotency;
 mod layer;
 mod reply;
 mod service;

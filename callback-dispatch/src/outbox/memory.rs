@@ -5,7 +5,7 @@ use crate::{
     clock::Micros,
     dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
     lane::{LaneKey, OpenBreaker},
-    row::{FailedRow, OrderKey, Row, Stage, Stored},
+    row::{FailedRow, Idempotency, OrderKey, Row, Stage, Stored},
 };
 use async_trait::async_trait;
 use callback_core::{Dsn, ErrorKind, TaskId};
@@ -29,6 +29,7 @@ const KEPT: usize = 10_000;
 struct State {
     rows: BTreeMap<u64, Entry>,
     by_id: HashMap<TaskId, u64>,
+    by_idempotency: HashMap<[u8; 16], u64>,
     /// Pending rows that nobody holds, by when they are due.
     free: BTreeSet<(Micros, u64)>,
     /// The same, by whom they wait for.
@@ -79,6 +80,20 @@ impl MemoryOutbox {
 }
 
 impl State {
+    fn insert_once(&mut self, row: Arc<Row>) -> Written {
+        let Some(Idempotency { key, request }) = row.idempotency.clone() else {
+            self.insert(row);
+            return Written::Done;
+        };
+        if let Some(known) = self.by_idempotency.get(&key).and_then(|key| self.rows.get(key)).map(|it| &it.row) {
+            let same = known.idempotency.as_ref().is_some_and(|known| known.request == request);
+            return Written::Known { id: known.id, same };
+        }
+        self.by_idempotency.insert(key, self.next);
+        self.insert(row);
+        Written::Done
+    }
+
     fn insert(&mut self, row: Arc<Row>) {
         let (key, id, is_message) = (self.next, row.id, row.stage == Stage::Delivering);
         self.next += 1;
@@ -150,6 +165,9 @@ impl State {
         }
         if let Some(entry) = self.rows.remove(&key) {
             self.by_id.remove(&entry.row.id);
+            if let Some(idempotency) = &entry.row.idempotency {
+                self.by_idempotency.remove(&idempotency.key);
+            }
         }
     }
 
@@ -215,10 +233,7 @@ impl State {
 
     fn apply(&mut self, write: Write) -> Written {
         match write {
-            Write::Insert(row) => {
-                self.insert(row);
-                Written::Done
-            }
+            Write::Insert(row) => self.insert_once(row),
             Write::Result { id, token, to, held, now, result, order: _, events } => {
                 let written = self.change(
                     id,

@@ -5,7 +5,7 @@ use crate::{
     clock::Micros,
     dead_letter::{Cursor, DeadLetterQuery},
     lane::LaneKey,
-    row::{FailedRow, Order, OrderKey, Request, Row, Stage, Stored},
+    row::{FailedRow, Idempotency, Order, OrderKey, Request, Row, Stage, Stored},
     work::Context,
 };
 use callback_core::{ErrorKind, Message, Payload, Phase, TaskId};
@@ -32,6 +32,7 @@ enum Step {
         due: i64,
         order: Option<(usize, bool)>,
         expires: Option<i64>,
+        key: Option<(u8, u8)>,
     },
     Claim {
         limit: usize,
@@ -98,9 +99,9 @@ fn step() -> impl Strategy<Value = Step> {
     let stale = || prop::bool::weighted(0.2);
     prop_oneof![
         4 => (any::<bool>(), any::<bool>(), 0..2usize, prop::option::of(0..2usize), any::<bool>(), 0..50i64, order(),
-            prop::option::of(0..30i64))
-            .prop_map(|(event, held, worker, dsn, owner, due, order, expires)| {
-                Step::Insert { event, held, worker, dsn, owner, due, order, expires }
+            (prop::option::of(0..30i64), prop::option::weighted(0.3, (0..2u8, 0..2u8))))
+            .prop_map(|(event, held, worker, dsn, owner, due, order, (expires, key))| {
+                Step::Insert { event, held, worker, dsn, owner, due, order, expires, key }
             }),
         3 => (1..4usize, vec(0..2usize, 0..3), vec((0..2usize, any::<bool>()), 0..3))
             .prop_map(|(limit, workers, left_out)| Step::Claim { limit, workers, left_out }),
@@ -241,8 +242,10 @@ impl Pair {
         let token = async |pair: &Self, id, stale| pair.row(id).await.map_or(0, |row| row.token) + u32::from(stale);
         let write = match step {
             Step::Insert { .. } if self.ids.len() >= ROWS => return Vec::new(),
-            Step::Insert { event, held, worker, dsn, owner, due, order, expires } => {
+            Step::Insert { event, held, worker, dsn, owner, due, order, expires, key } => {
                 let mut row = self.new_row(event, held, worker, dsn, owner, due);
+                let half = |number| [number; 16];
+                row.idempotency = key.map(|(key, request)| Idempotency { key: half(key), request: half(request) });
                 row.expires = expires.map_or(Micros::NEVER, |wait| Micros(self.now + wait));
                 if let (Some(dsn), Some((key, stops))) = (&row.dsn, order) {
                     row.order = Some(Order { key: OrderKey::new(dsn, WORKERS[key]), stops });

@@ -12,6 +12,7 @@ mod dead_letters;
 mod delivery;
 mod expiry;
 mod failure;
+mod idempotency;
 mod isolation;
 mod lanes;
 mod metrics;

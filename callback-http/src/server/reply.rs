@@ -66,6 +66,11 @@ impl Reply {
             AcceptError::Closed => Self::unavailable(id, overloaded(second), second),
             AcceptError::Outbox(error) if error.is_unknown() => Self::unavailable(id, internal("unknown"), second),
             AcceptError::Outbox(_) => Self::unavailable(id, internal("the request could not be stored"), second),
+            AcceptError::Conflict => {
+                let data = serde_json::json!({ "reason": error.to_string() });
+                let error = RpcError::new(RpcError::INVALID_PARAMS, "Invalid params").with_data(data);
+                Self { status: StatusCode::UNPROCESSABLE_ENTITY, ..Self::error(id, error) }
+            }
             AcceptError::TooLarge { limit } => {
                 Self { response: RpcResponse { id, ..Self::too_large(*limit).response }, ..Self::too_large(*limit) }
             }

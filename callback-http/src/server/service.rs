@@ -3,6 +3,7 @@
 use super::{
     Body,
     body::{Read, read},
+    idempotency,
     layer::Config,
     reply::{self, Reply},
 };
@@ -112,7 +113,7 @@ where
     match Incoming::parse(&body) {
         Err(rejected) => Ok(not_made(rejected).map_or_else(reply::no_content, Reply::into_http)),
         Ok(Incoming::Single(call)) => match Way::of(call) {
-            Way::Worker(call, id) => Ok(accept(config, &parts, call, id).await.into_http()),
+            Way::Worker(call, id) => Ok(accept(config, &parts, call, id, None).await.into_http()),
             Way::Service(call) => single(inner, parts, call).await,
         },
         Ok(Incoming::Batch(items)) => batch(config, inner, parts, items).await,
@@ -151,7 +152,9 @@ impl Way {
 }
 
 /// Stores a call and says so.
-async fn accept(config: &Config, parts: &Parts, call: Call, id: RpcId) -> Reply {
+///
+/// `place` is the call's in its batch.
+async fn accept(config: &Config, parts: &Parts, call: Call, id: RpcId, place: Option<usize>) -> Reply {
     let pointer = call.options().callback_pointer().unwrap_or_default().to_owned();
     let dsn = match &call.options().callback {
         Some(Target::Dsn(dsn)) => Some(dsn),
@@ -161,7 +164,14 @@ async fn accept(config: &Config, parts: &Parts, call: Call, id: RpcId) -> Reply 
         let reason = "the service has no topic: name a DSN";
         return Reply::error(id, RpcError::at(RpcError::INVALID_PARAMS, "Invalid params", &pointer, reason));
     };
-    let work = work(config, parts, &call, dsn.clone());
+    let mut work = work(config, parts, &call, dsn.clone());
+    match idempotency::key(parts, place) {
+        Ok(Some(key)) => work = work.idempotency_key(key),
+        Ok(None) => {}
+        Err(reason) => {
+            return Reply::error(id, RpcError::at(RpcError::INVALID_REQUEST, "Invalid Request", "", reason));
+        }
+    }
     match config.worker.accept(work).await {
         Ok(acknowledgment) => Reply::accepted((config.acknowledge)(&acknowledgment, id), config.status),
         Err(error) => {
@@ -239,10 +249,10 @@ where
 {
     let mut answers: Vec<Bytes> = Vec::with_capacity(items.len());
     let (mut accepted, mut rest) = (Vec::new(), Vec::new());
-    for item in items {
+    for (place, item) in items.into_iter().enumerate() {
         match item.map(Way::of) {
             Err(rejected) => answers.extend(not_made(rejected).map(|reply| reply::to_json(&reply.response))),
-            Ok(Way::Worker(call, id)) => accepted.push(accept(config, &parts, call, id)),
+            Ok(Way::Worker(call, id)) => accepted.push(accept(config, &parts, call, id, Some(place))),
             Ok(Way::Service(call)) => rest.push(call),
         }
     }

@@ -17,6 +17,8 @@ mod batch;
 #[cfg(feature = "server")]
 mod faults;
 #[cfg(feature = "server")]
+mod idempotency;
+#[cfg(feature = "server")]
 mod limits;
 #[cfg(feature = "server")]
 mod notification;

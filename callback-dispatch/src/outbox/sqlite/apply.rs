@@ -8,7 +8,7 @@ use crate::{
         Claim, Settle, Write, Written,
         codec::{Codec, Pair, Text},
     },
-    row::{FailedRow, Order, Row, Stage, digest},
+    row::{FailedRow, Idempotency, Order, Row, Stage, digest},
 };
 use callback_core::{Destination, Dsn, ErrorKind, TaskId};
 use callback_store::{Apply, Batched};
@@ -96,6 +96,8 @@ const CLEAN_KEYED: &str = "DELETE FROM callback_outbox WHERE seq IN ( \
                              SELECT seq FROM callback_outbox \
                              WHERE stage >= 10 AND stage <> 12 AND idempotency IS NOT NULL AND ended_at < ?1 \
                              ORDER BY ended_at LIMIT ?2) RETURNING id";
+
+const KNOWN: &str = "SELECT id, request FROM callback_outbox WHERE idempotency = ?";
 
 const PURGE: &str = "DELETE FROM callback_outbox \
                      WHERE stage = 12 AND id IN (SELECT unhex(value) FROM json_each(?)) \
@@ -264,7 +266,8 @@ impl Rows {
     /// What comes one by one.
     async fn single(&self, connection: &mut SqliteConnection, write: &Write) -> Result<Written, Error> {
         match write {
-            Write::Insert(_) | Write::Result { .. } | Write::Settle(_) => unreachable!("comes in numbers"),
+            Write::Result { .. } | Write::Settle(_) => unreachable!("comes in numbers"),
+            Write::Insert(row) => self.insert_once(connection, row).await,
             Write::Defer { id, token, events } => {
                 let sql = "UPDATE callback_outbox SET stage = 2, held = 0, due = ? \
                            WHERE id = ? AND token = ? AND stage <= 1";
@@ -357,6 +360,17 @@ impl Rows {
             ended.push(read::task_id(&line)?);
         }
         Ok(Written::Ended(ended))
+    }
+
+    async fn insert_once(&self, connection: &mut SqliteConnection, row: &Arc<Row>) -> Result<Written, Error> {
+        if let Some(Idempotency { key, request }) = &row.idempotency
+            && let Some(known) = query(KNOWN).bind(&key[..]).fetch_optional(&mut *connection).await?
+        {
+            let same = known.try_get::<&[u8], _>("request")? == request;
+            return Ok(Written::Known { id: read::task_id(&known)?, same });
+        }
+        self.insert(connection, &[row]).await?;
+        Ok(Written::Done)
     }
 
     /// Begins new deliveries, in this order; how many.
@@ -506,7 +520,7 @@ impl Apply for Rows {
         let mut results: Vec<(usize, ResultStep<'_>)> = Vec::new();
         for (place, write) in writes.iter().enumerate() {
             match write {
-                Write::Insert(row) => {
+                Write::Insert(row) if row.idempotency.is_none() => {
                     inserts.push(row);
                     written[place] = Some(Written::Done);
                 }

@@ -53,6 +53,7 @@ CREATE INDEX callback_outbox_ended ON callback_outbox (ended_at)
     WHERE stage >= 10 AND stage <> 12 AND idempotency IS NULL;
 CREATE INDEX callback_outbox_ended_keyed ON callback_outbox (ended_at)
     WHERE stage >= 10 AND stage <> 12 AND idempotency IS NOT NULL;
+CREATE UNIQUE INDEX callback_outbox_idempotency ON callback_outbox (idempotency) WHERE idempotency IS NOT NULL;
 CREATE INDEX callback_outbox_dead ON callback_outbox (ended_at, id) WHERE stage = 12;
 
 CREATE TABLE callback_attempt (

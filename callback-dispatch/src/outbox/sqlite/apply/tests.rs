@@ -99,6 +99,8 @@ async fn dead_letters_are_found_by_their_index() {
     let by_id = "SEARCH callback_outbox USING INDEX sqlite_autoindex_callback_outbox_1 (id=?)";
     check(&pool, REPLAY, by_id).await;
     check(&pool, PURGE, by_id).await;
+    let by_key = "SEARCH callback_outbox USING INDEX callback_outbox_idempotency (idempotency=?)";
+    check(&pool, KNOWN, by_key).await;
     let turn = "SEARCH callback_outbox USING COVERING INDEX callback_outbox_order (order_key=?";
     check(&pool, QUEUE, turn).await;
     check(&pool, BURY, "SEARCH callback_outbox USING COVERING INDEX callback_outbox_address (address=?)").await;
