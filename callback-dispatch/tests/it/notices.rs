@@ -166,7 +166,7 @@ async fn a_dsn_that_several_attempts_find_gone_is_told_once(home: Home) {
             other => panic!("{other:?}"),
         }
     }
-    dispatcher.close(std::time::Duration::from_secs(30)).await;
+    dispatcher.close(Duration::from_secs(30)).await;
     gone += std::iter::from_fn(|| notices.try_recv().ok()).count();
     assert_eq!(gone, 1);
 }
