@@ -1,9 +1,10 @@
 //! The handle that everything starts from.
 
 use crate::{
-    AcceptError, Clock, DeadLetters, EndError, Event, Interrupted, Lane, Notice, Outbox, OutboxError, Outcome,
-    StartError, SystemClock, Task, WorkerBuilder,
-    engine::{Engine, Expiring},
+    AcceptError, Clock, DeadLetters, EndError, Event, Health, Interrupted, Lane, Notice, Outbox, OutboxError, Outcome,
+    Refusal, StartError, SystemClock, Task, WorkerBuilder,
+    clock::Micros,
+    engine::{Engine, Expiring, Outage},
     lane::Bounds,
     lane::{Lanes, Pool},
     measure,
@@ -202,6 +203,29 @@ impl Dispatcher {
     #[must_use]
     pub fn dead_letters(&self) -> DeadLetters {
         DeadLetters::of(Arc::clone(self.engine()))
+    }
+
+    /// How the dispatcher is doing; asks the outbox, for at most 5 s.
+    pub async fn health(&self) -> Health {
+        let engine = self.engine();
+        let read = timeout(CLOSE_LIMIT, engine.store.next_due(Micros::NEVER)).await;
+        let outbox = read.unwrap_or_else(|_| Err(OutboxError::not_stored("it does not answer"))).err();
+        let closing = engine.closing.is_cancelled();
+        let refusal = match () {
+            () if closing => Some(Refusal::Closing),
+            () if engine.outage.is_on() => Some(Refusal::OutboxFails),
+            () if engine.accepting.is_used_up() => Some(Refusal::Overloaded),
+            () => None,
+        };
+        Health {
+            refusal,
+            outbox,
+            waiting_writes: engine.writes.used(),
+            waiting_bytes: engine.accepting.used(),
+            memory_bytes: engine.memory.used(),
+            in_hand: engine.in_hand(),
+            closing,
+        }
     }
 
     /// Says that somebody else has stored something: it is looked for at once. Harmless when untrue.
@@ -424,6 +448,8 @@ impl DispatcherBuilder {
             lanes: Lanes::new(bounds, &wake),
             notices: self.notices,
             expiring: Expiring::default(),
+            outage: Outage::default(),
+            writes: Pool::waking(usize::MAX, &wake),
             retention: self.retention,
             memory: Pool::waking(self.memory, &wake),
             accepting: Pool::waking(self.accepting, &wake),

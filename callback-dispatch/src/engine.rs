@@ -4,10 +4,12 @@ mod claim;
 mod deliver;
 mod expire;
 mod gone;
+mod outage;
 mod run;
 mod sweep;
 
 pub(crate) use expire::Expiring;
+pub(crate) use outage::Outage;
 
 use crate::{
     AcceptError, Clock, Event, Handler, Interrupted, OutboxError, Work, WorkerError,
@@ -39,6 +41,9 @@ use tracing::Instrument;
 /// How long a commit of unknown outcome is asked about.
 const ASK_FOR: Duration = Duration::from_secs(5);
 
+/// The longest wait until a write that failed is tried again.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
 /// What an overloaded dispatcher tells its clients to wait.
 const OVERLOADED: Duration = Duration::from_secs(1);
 
@@ -56,6 +61,9 @@ pub(crate) struct Engine {
     /// Bytes of rows in memory.
     pub(crate) memory: Arc<Pool>,
     pub(crate) expiring: Expiring,
+    pub(crate) outage: Outage,
+    /// Writes that wait to be stored.
+    pub(crate) writes: Arc<Pool>,
     /// How long what has ended is kept.
     pub(crate) retention: Duration,
     pub(crate) state: Mutex<State>,
@@ -272,8 +280,12 @@ impl Engine {
         if self.closing.is_cancelled() {
             return Err(AcceptError::Closed);
         }
+        if self.outage.is_on() {
+            return Err(AcceptError::Outbox(OutboxError::not_stored("results wait to be stored first")));
+        }
         let overloaded = AcceptError::Overloaded { retry_after: OVERLOADED };
         let Some(waiting) = self.accepting.take(row.size()) else { return Err(overloaded) };
+        let waiting = (waiting, self.writes.take_anyway(1));
         let place = self.reserve(&row);
         row.held = place.is_some();
         let row = Arc::new(row);
@@ -409,6 +421,8 @@ impl Engine {
 
     /// Stores a write, however long the store takes to heal; none if the dispatcher closed before.
     pub(super) async fn write_until_stored(&self, step: Write) -> Option<Written> {
+        let _waiting = self.writes.take_anyway(1);
+        let mut outage = None;
         let mut may_be_stored = false;
         let mut wait = Duration::from_millis(50);
         loop {
@@ -417,12 +431,16 @@ impl Engine {
                 Ok(written) => return Some(written),
                 Err(error) => {
                     may_be_stored |= error.is_unknown();
+                    if error.is_outage() && outage.is_none() {
+                        outage = Some(self.outage.wait());
+                    }
                     tracing::error!(error = %chain(&error), "a step could not be stored, trying again");
                 }
             }
             tokio::select! {
                 () = self.closed.cancelled() => return None,
-                () = sleep(wait) => wait = (wait * 2).min(Duration::from_secs(5)),
+                () = self.outage.healed(), if outage.is_some() => {}
+                () = sleep(wait) => wait = (wait * 2).min(LONGEST_WAIT),
             }
         }
     }
@@ -448,6 +466,10 @@ impl Engine {
 
     pub(crate) fn worker(&self, name: &str) -> Option<Arc<WorkerEntry>> {
         self.state().workers.get(name).cloned()
+    }
+
+    pub(crate) fn in_hand(&self) -> usize {
+        self.state().in_hand.len()
     }
 
     pub(crate) fn has_in_hand(&self, id: TaskId) -> bool {

@@ -10,6 +10,7 @@ mod task;
 mod work;
 
 mod dead_letter;
+mod health;
 mod lane;
 mod notice;
 
@@ -28,6 +29,7 @@ pub use dead_letter::{Cursor, DeadLetter, DeadLetterQuery, DeadLetters, FailedAt
 pub use dispatcher::{Dispatcher, DispatcherBuilder};
 pub use error::{AcceptError, EndError, StartError, WorkerError};
 pub use event::Event;
+pub use health::{Health, Refusal};
 pub use lane::Lane;
 pub use notice::Notice;
 #[cfg(feature = "sqlite")]

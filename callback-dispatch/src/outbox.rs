@@ -274,6 +274,8 @@ enum OutboxErrorKind {
     Locked,
     Sealed,
     NotStored,
+    /// Of one write: the outbox itself is well.
+    Refused,
     Unknown,
 }
 
@@ -291,6 +293,17 @@ impl OutboxError {
     /// Nothing was stored, or read.
     pub(crate) fn not_stored(source: impl Into<BoxError>) -> Self {
         Self { kind: OutboxErrorKind::NotStored, source: source.into().into() }
+    }
+
+    /// This write was not stored, whatever becomes of others.
+    #[cfg_attr(not(feature = "sqlite"), expect(dead_code, reason = "memory stores everything"))]
+    pub(crate) fn refused(source: impl Into<BoxError>) -> Self {
+        Self { kind: OutboxErrorKind::Refused, source: source.into().into() }
+    }
+
+    /// Whether the outbox fails, and not one write alone.
+    pub(crate) fn is_outage(&self) -> bool {
+        matches!(self.kind, OutboxErrorKind::NotStored | OutboxErrorKind::Unknown)
     }
 
     /// It may have been stored, or not.
@@ -322,7 +335,7 @@ impl fmt::Display for OutboxError {
         f.write_str(match self.kind {
             OutboxErrorKind::Locked => "another dispatcher has this outbox",
             OutboxErrorKind::Sealed => "the outbox is not opened by these keys",
-            OutboxErrorKind::NotStored => "the outbox failed, nothing was stored",
+            OutboxErrorKind::NotStored | OutboxErrorKind::Refused => "the outbox failed, nothing was stored",
             OutboxErrorKind::Unknown => "the outbox failed, whether it was stored is unknown",
         })
     }

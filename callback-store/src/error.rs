@@ -129,7 +129,8 @@ impl WriteError {
     }
 
     /// Tells the fault of one write from that of the disk, the lock or the connection.
-    pub(crate) fn is_of_one_write(&self) -> bool {
+    #[must_use]
+    pub fn is_of_one_write(&self) -> bool {
         self.kind() == WriteErrorKind::NotStored && self.cause().is_of_one_write()
     }
 }

@@ -85,6 +85,9 @@ impl Engine {
 
     /// Claims a batch and hands it over.
     async fn claim(self: &Arc<Self>, now: Micros) -> Result<Claimed, ()> {
+        if self.outage.is_on() {
+            return Err(());
+        }
         if self.memory.is_full() {
             return Ok(Claimed { more: true, opens: None });
         }

@@ -2,7 +2,7 @@
 
 use super::{Engine, Hand};
 use crate::{
-    Notice,
+    Notice, measure,
     outbox::{Settle, Write, Written},
     row::{Row, Stage},
 };
@@ -33,7 +33,10 @@ impl Engine {
         loop {
             let bury = Write::Bury { dsn: dsn.clone(), now: self.now(), limit: BATCH };
             let Some(Written::Ended(ids)) = self.write_until_stored(bury).await else { break };
-            ids.iter().for_each(|id| self.ended(*id));
+            for id in &ids {
+                measure::dead();
+                self.ended(*id);
+            }
             if !ids.is_empty() {
                 self.look_again();
             }
@@ -60,6 +63,7 @@ impl Engine {
             order: row.order,
         };
         if self.persist(Write::Settle(step)).await {
+            measure::dead();
             self.ended(row.id);
             if row.order.is_some() {
                 self.look_again();

@@ -39,7 +39,10 @@ impl Engine {
                 (Begin::MarkThenRun, Interrupted::RunAgain) => self.suspects.acquire().await.ok(),
                 _ => None,
             };
-            (alone, worker.runs.acquire().await.ok())
+            let run = worker.runs.acquire().await.ok();
+            // The result could not be stored: those that wait are enough in memory.
+            self.outage.over().await;
+            (alone, run)
         };
         let permits = tokio::select! {
             biased;
@@ -143,6 +146,7 @@ impl Engine {
         drop(place);
         let place = if next.stage == Stage::Delivering { self.reserve(&next) } else { None };
         next.held = place.is_some();
+        let _memory = place.is_none().then(|| self.memory.take_anyway(next.size()));
         let has_events = !events.is_empty();
         let (id, token, to, held, order) = (row.id, row.token, next.stage, next.held, row.order);
         let write = Write::Result { id, token, to, held, now, result, order, events };

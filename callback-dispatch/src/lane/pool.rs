@@ -61,6 +61,11 @@ impl Pool {
         self.used.load(Ordering::SeqCst)
     }
 
+    /// Whether who asks for some would be turned away.
+    pub(crate) fn is_used_up(&self) -> bool {
+        self.used() >= self.limit()
+    }
+
     /// Whether less than half of it is free; whoever asks is turned away then.
     pub(crate) fn is_full(&self) -> bool {
         if self.used() <= self.limit() / 2 {

@@ -179,6 +179,7 @@ impl From<StoreError> for OutboxError {
 impl From<WriteError> for OutboxError {
     fn from(error: WriteError) -> Self {
         match error.kind() {
+            WriteErrorKind::NotStored if error.is_of_one_write() => Self::refused(error),
             WriteErrorKind::NotStored => Self::not_stored(error),
             _ => Self::unknown(error),
         }
