@@ -244,8 +244,10 @@ impl Pair {
             Step::Insert { .. } if self.ids.len() >= ROWS => return Vec::new(),
             Step::Insert { event, held, worker, dsn, owner, due, order, expires, key } => {
                 let mut row = self.new_row(event, held, worker, dsn, owner, due);
+                // Only tasks have keys.
                 let half = |number| [number; 16];
-                row.idempotency = key.map(|(key, request)| Idempotency { key: half(key), request: half(request) });
+                row.idempotency =
+                    key.filter(|_| !event).map(|(key, request)| Idempotency { key: half(key), request: half(request) });
                 row.expires = expires.map_or(Micros::NEVER, |wait| Micros(self.now + wait));
                 if let (Some(dsn), Some((key, stops))) = (&row.dsn, order) {
                     row.order = Some(Order { key: OrderKey::new(dsn, WORKERS[key]), stops });
