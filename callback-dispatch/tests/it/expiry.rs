@@ -1,7 +1,7 @@
 //! What ends by time: tasks and events that expire, and what is deleted some time after its end.
 
 use crate::support::{
-    CustomSink, Gate, Home, accept, dsn, echo, ended, event, in_time, killed, lived, reaches, receipt, start, task,
+    CustomSink, Gate, Home, accept, dsn, echo, ended, event, killed, lived, reaches, receipt, start, task,
 };
 use callback_core::{MemorySink, SinkError, TaskId};
 use callback_dispatch::{
@@ -158,7 +158,7 @@ async fn what_is_deleted_takes_its_attempts_and_events_with_it() {
     let builder = home.builder().await.sink(sink).schedule(schedule).retention(Duration::ZERO);
     let dispatcher = start(builder).await;
     dispatcher.publish(event("custom://a", json!(1))).await.expect("published");
-    in_time(async {
+    crate::support::in_time(async {
         let mut stranger = home.stranger().await;
         loop {
             let sql = "SELECT (SELECT count(*) FROM callback_outbox) + (SELECT count(*) FROM callback_attempt)";
