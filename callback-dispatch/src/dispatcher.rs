@@ -1,5 +1,7 @@
 //! The handle that everything starts from.
 
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+use crate::Transaction;
 use crate::{
     AcceptError, Clock, DeadLetters, EndError, Event, Health, Interrupted, Lane, Notice, Outbox, OutboxError, Outcome,
     Refusal, StartError, SystemClock, Task, WorkerBuilder,
@@ -112,6 +114,24 @@ impl Dispatcher {
     /// When it was not accepted.
     pub async fn publish(&self, event: Event) -> Result<MessageId, AcceptError> {
         self.engine().publish(event).await
+    }
+
+    /// Stores an event in a transaction of the caller's own: it is sent if that commits, and never if it does not.
+    ///
+    /// Begin with `BEGIN IMMEDIATE` in SQLite (`pool.begin_with("BEGIN IMMEDIATE")`), and be short: while the transaction
+    /// is open, nobody is accepted there. After the commit [`wake`](Self::wake) has it sent at once; without that it is
+    /// found within about a second, by any dispatcher of the database.
+    ///
+    /// The transaction comes from a pool of the user's own, of sqlx 0.9: for SQLite on the file that
+    /// `SqliteOutbox::path` names, for PostgreSQL on the database and schema of the outbox.
+    /// How durable the commit is, its connection's settings say.
+    ///
+    /// # Errors
+    /// When it was not accepted: [`AcceptError::OtherDatabase`] for a transaction of another kind. After
+    /// [`AcceptError::Outbox`] PostgreSQL commits nothing of the transaction.
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    pub async fn publish_in(&self, transaction: &mut impl Transaction, event: Event) -> Result<MessageId, AcceptError> {
+        self.engine().publish_in(transaction.connection(), event).await
     }
 
     /// What is known of a task.

@@ -11,6 +11,8 @@ mod sweep;
 pub(crate) use expire::Expiring;
 pub(crate) use outage::Outage;
 
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+use crate::transaction::Connection;
 use crate::{
     AcceptError, Clock, Event, Handler, Interrupted, OutboxError, Work, WorkerError,
     clock::Micros,
@@ -185,6 +187,39 @@ impl Engine {
     pub(crate) async fn publish(self: &Arc<Self>, event: Event) -> Result<MessageId, AcceptError> {
         let row = self.event_row(event)?;
         Ok(self.insert(row).await?.into())
+    }
+
+    /// Stores a task in a transaction of the user's own; nothing is handed on.
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    pub(crate) async fn accept_in(
+        &self,
+        connection: Connection<'_>,
+        worker: &Arc<str>,
+        work: Work,
+    ) -> Result<Acknowledgment, AcceptError> {
+        let row = self.task_row(worker, work)?;
+        let dsn = row.dsn.clone();
+        Ok(Acknowledgment::new(self.insert_in(connection, row).await?, dsn))
+    }
+
+    /// Stores an event in a transaction of the user's own; nothing is handed on.
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    pub(crate) async fn publish_in(&self, connection: Connection<'_>, event: Event) -> Result<MessageId, AcceptError> {
+        let row = self.event_row(event)?;
+        Ok(self.insert_in(connection, row).await?.into())
+    }
+
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    async fn insert_in(&self, connection: Connection<'_>, row: Row) -> Result<TaskId, AcceptError> {
+        if self.closing.is_cancelled() {
+            return Err(AcceptError::Closed);
+        }
+        let new = row.id;
+        match self.store.insert_in(connection, Arc::new(row)).await? {
+            Written::Known { id, same: true } => Ok(id),
+            Written::Known { same: false, .. } => Err(AcceptError::Conflict),
+            _ => Ok(new),
+        }
     }
 
     fn task_row(&self, worker: &Arc<str>, work: Work) -> Result<Row, AcceptError> {

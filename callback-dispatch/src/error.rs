@@ -23,6 +23,14 @@ pub enum AcceptError {
     /// An attribute or header that no message can carry.
     #[error(transparent)]
     Message(#[from] MessageError),
+    /// The transaction is not one of the outbox's database.
+    #[error("the transaction is of {transaction}, the outbox is in {outbox}")]
+    OtherDatabase {
+        /// Where the transaction is.
+        transaction: &'static str,
+        /// Where the outbox is.
+        outbox: &'static str,
+    },
     /// The outbox failed. [`OutboxError::is_unknown`] says whether it may have been stored all the same.
     #[error("the outbox failed")]
     Outbox(#[source] OutboxError),

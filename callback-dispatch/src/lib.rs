@@ -1,5 +1,8 @@
 #![doc = include_str!("../README.md")]
-#![cfg_attr(not(feature = "sqlite"), expect(dead_code, reason = "only a database keeps rows as text and numbers"))]
+#![cfg_attr(
+    not(any(feature = "sqlite", feature = "postgres")),
+    expect(dead_code, reason = "only a database keeps rows as text and numbers")
+)]
 
 mod dispatcher;
 mod worker;
@@ -7,6 +10,8 @@ mod worker;
 mod event;
 mod outcome;
 mod task;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod transaction;
 mod work;
 
 mod dead_letter;
@@ -35,9 +40,13 @@ pub use notice::Notice;
 #[cfg(feature = "sqlite")]
 pub use outbox::SqliteOutbox;
 pub use outbox::{MemoryOutbox, Outbox, OutboxError};
+#[cfg(feature = "postgres")]
+pub use outbox::{PostgresOutbox, PostgresOutboxBuilder};
 pub use outcome::{Failure, Outcome};
 #[cfg(feature = "seal")]
 pub use seal::{SealKeyError, SealKeys};
 pub use task::{Task, TaskState};
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub use transaction::Transaction;
 pub use work::Work;
 pub use worker::{Handler, Interrupted, Worker, WorkerBuilder};

@@ -2,13 +2,19 @@
 
 mod codec;
 mod memory;
+#[cfg(feature = "postgres")]
+mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
 pub use memory::MemoryOutbox;
+#[cfg(feature = "postgres")]
+pub use postgres::{PostgresOutbox, PostgresOutboxBuilder};
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteOutbox;
 
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+use crate::{AcceptError, transaction::Connection};
 use crate::{
     clock::Micros,
     dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
@@ -20,7 +26,7 @@ use callback_core::{BoxError, Dsn, ErrorKind, TaskId};
 use std::{error::Error, fmt, sync::Arc};
 use tokio::sync::oneshot;
 
-/// Where tasks and undelivered messages live: [`MemoryOutbox`] or `SqliteOutbox`.
+/// Where tasks and undelivered messages live: [`MemoryOutbox`], `SqliteOutbox` or `PostgresOutbox`.
 ///
 /// The trait is sealed: what the engine asks of an outbox changes with the engine.
 pub trait Outbox: Erase + fmt::Debug + Send + Sync + 'static {}
@@ -53,6 +59,10 @@ pub(crate) trait Store: fmt::Debug + Send + Sync + 'static {
     /// Queues a write. `done` is called once, when it is stored or has failed, whatever becomes of the caller.
     fn submit(&self, write: Write, done: Done) -> Result<(), NotQueued>;
 
+    /// Stores a new row in a transaction of the user's own, in nobody's hands.
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    async fn insert_in(&self, connection: Connection<'_>, row: Arc<Row>) -> Result<Written, AcceptError>;
+
     /// When the next row that nobody holds is due, after `after`.
     async fn next_due(&self, after: Micros) -> Result<Option<Micros>, OutboxError>;
 
@@ -81,6 +91,11 @@ pub(crate) trait Store: fmt::Debug + Send + Sync + 'static {
     async fn dead_places(&self, query: &DeadLetterQuery) -> Result<Vec<Cursor>, OutboxError>;
 
     async fn dead_letter(&self, id: TaskId) -> Result<Option<DeadLetter>, OutboxError>;
+
+    /// Whether nobody else can have been given what this process has in hand; if not, it begins nothing.
+    fn is_leased(&self) -> bool {
+        true
+    }
 
     /// Settles what is queued and lets go of everything.
     async fn close(&self);

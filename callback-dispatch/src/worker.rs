@@ -1,5 +1,7 @@
 //! Handlers, and what accepts work for them.
 
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+use crate::Transaction;
 use crate::{
     AcceptError, Failure, Outcome, Task, Work, WorkerError,
     dispatcher::Handle,
@@ -132,6 +134,22 @@ impl Worker {
     /// If the future is dropped, the work may have been accepted all the same.
     pub async fn accept(&self, work: Work) -> Result<Acknowledgment, AcceptError> {
         self.engine().accept(&self.name, work).await
+    }
+
+    /// Stores the work in a transaction of the caller's own: it is done if that commits, and never if it does not.
+    ///
+    /// What [`Dispatcher::publish_in`](crate::Dispatcher::publish_in) says of the transaction holds here. The
+    /// acknowledgment is true once it has committed.
+    ///
+    /// # Errors
+    /// When it was not accepted.
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    pub async fn accept_in(
+        &self,
+        transaction: &mut impl Transaction,
+        work: Work,
+    ) -> Result<Acknowledgment, AcceptError> {
+        self.engine().accept_in(transaction.connection(), &self.name, work).await
     }
 
     fn engine(&self) -> &Arc<Engine> {

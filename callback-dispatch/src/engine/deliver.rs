@@ -40,7 +40,8 @@ impl Engine {
             // A closing dispatcher still delivers what it has in hand, but waits for no place.
             () = self.closing.cancelled() => None,
         };
-        let Some(places) = places else {
+        // Without a lease another process may have the row.
+        let Some(places) = places.filter(|_| self.store.is_leased()) else {
             if hand.gone.load(Ordering::Acquire) {
                 self.give_up_unattempted(&row).await;
             } else {

@@ -50,7 +50,8 @@ impl Engine {
             () = self.closing.cancelled() => None,
             permits = permits => Some(permits),
         };
-        let Some(permits) = permits else {
+        // Without a lease another process may have the row.
+        let Some(permits) = permits.filter(|_| self.store.is_leased()) else {
             self.release(row).await;
             return None;
         };

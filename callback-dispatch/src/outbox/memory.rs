@@ -1,6 +1,8 @@
 //! An outbox that lives and dies with the process.
 
 use super::{Claim, Done, Erase, Erased, NotQueued, Outbox, OutboxError, Settle, Store, Write, Written};
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+use crate::{AcceptError, transaction::Connection};
 use crate::{
     clock::Micros,
     dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
@@ -442,6 +444,11 @@ impl Store for MemoryOutbox {
         let written = self.state().apply(write);
         done(Ok(written));
         Ok(())
+    }
+
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    async fn insert_in(&self, connection: Connection<'_>, _row: Arc<Row>) -> Result<Written, AcceptError> {
+        Err(AcceptError::OtherDatabase { transaction: connection.database(), outbox: "memory" })
     }
 
     async fn next_due(&self, after: Micros) -> Result<Option<Micros>, OutboxError> {

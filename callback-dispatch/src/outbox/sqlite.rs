@@ -8,10 +8,12 @@ use super::{Done, Erase, Erased, NotQueued, Outbox, OutboxError, Store, Write, W
 #[cfg(feature = "seal")]
 use crate::SealKeys;
 use crate::{
+    AcceptError,
     clock::Micros,
     dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
     lane::OpenBreaker,
     row::Row,
+    transaction::Connection,
 };
 use apply::Rows;
 use async_trait::async_trait;
@@ -35,6 +37,7 @@ struct Inner {
     database: Database,
     writer: Writer<Rows>,
     codec: Codec,
+    rows: Rows,
     lock: Mutex<Option<Lock>>,
 }
 
@@ -68,9 +71,10 @@ impl SqliteOutbox {
     async fn open_by(path: &Path, codec: Codec) -> Result<Self, OutboxError> {
         let migrations = Migrations::new("callback_dispatch_migrations", SCHEMA);
         let database = Database::open(path, migrations).await?;
-        let writer = database.writer(Rows::new(codec.clone()), QUEUE).await?;
+        let rows = Rows::new(codec.clone());
+        let writer = database.writer(rows.clone(), QUEUE).await?;
         seals::check(&database, &writer, &codec).await?;
-        Ok(Self(Arc::new(Inner { database, writer, codec, lock: Mutex::default() })))
+        Ok(Self(Arc::new(Inner { database, writer, codec, rows, lock: Mutex::default() })))
     }
 
     /// Seals by the first key what is sealed by another one, or not at all, and forgets the other keys: they may go.
@@ -87,7 +91,7 @@ impl SqliteOutbox {
         seals::reseal(&self.0.writer).await
     }
 
-    /// The file.
+    /// The file, absolute, with links resolved: what a pool of the user's own opens for transactions in it.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.0.database.path()
@@ -118,6 +122,17 @@ impl Store for SqliteOutbox {
             SubmitError::Full => NotQueued::Full,
             _ => NotQueued::Closed,
         })
+    }
+
+    async fn insert_in(&self, connection: Connection<'_>, row: Arc<Row>) -> Result<Written, AcceptError> {
+        match connection {
+            Connection::Sqlite(connection) => {
+                let inserted = self.0.rows.insert_once(connection, &row).await;
+                inserted.map_err(|error| AcceptError::Outbox(error.into()))
+            }
+            #[cfg(feature = "postgres")]
+            other => Err(AcceptError::OtherDatabase { transaction: other.database(), outbox: "SQLite" }),
+        }
     }
 
     async fn next_due(&self, after: Micros) -> Result<Option<Micros>, OutboxError> {

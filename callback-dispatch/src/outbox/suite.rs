@@ -2,10 +2,12 @@
 
 use super::{Claim, Done, MemoryOutbox, NotQueued, OutboxError, Settle, SqliteOutbox, Store, Write, Written, write};
 use crate::{
+    AcceptError,
     clock::Micros,
     dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
     lane::{LaneKey, OpenBreaker},
     row::{FailedRow, Order, OrderKey, Request, Row, Stage, Stored},
+    transaction::Connection,
     work::Context,
 };
 use async_trait::async_trait;
@@ -436,6 +438,18 @@ async fn sqlite_keeps_every_clause() {
     }
 }
 
+#[cfg(feature = "postgres")]
+#[tokio::test]
+async fn postgres_keeps_every_clause() {
+    for (name, clause) in CLAUSES {
+        eprintln_name(name);
+        let Some(schema) = super::postgres::tests::Schema::new().await else { return };
+        let outbox = schema.started_and_unheard(super::PostgresOutbox::builder()).await;
+        clause(&outbox).await;
+        outbox.close().await;
+    }
+}
+
 /// Shown where a clause fails.
 #[expect(clippy::print_stderr, reason = "a test says where it is")]
 fn eprintln_name(name: &str) {
@@ -592,6 +606,10 @@ impl Store for Broken {
                 }));
             }),
         )
+    }
+
+    async fn insert_in(&self, connection: Connection<'_>, row: Arc<Row>) -> Result<Written, AcceptError> {
+        self.inner.insert_in(connection, row).await
     }
 
     async fn next_due(&self, after: Micros) -> Result<Option<Micros>, OutboxError> {

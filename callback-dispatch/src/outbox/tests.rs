@@ -1,6 +1,6 @@
 //! The outboxes give the same answers, and keep the same rows.
 
-use super::{Claim, MemoryOutbox, OutboxError, Settle, SqliteOutbox, Store, Write, Written, write};
+use super::{Claim, MemoryOutbox, Settle, SqliteOutbox, Store, Write, Written, write};
 use crate::{
     clock::Micros,
     dead_letter::{Cursor, DeadLetterQuery},
@@ -123,17 +123,25 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Both outboxes, and the time: it goes on with each write, so that no two writes are alike.
-struct Pair {
+/// All outboxes, and the time: it goes on with each write, so that no two writes are alike.
+struct Outboxes {
     memory: MemoryOutbox,
-    sqlite: SqliteOutbox,
+    /// What is compared with memory.
+    databases: Vec<Arc<dyn Store>>,
     ids: Vec<TaskId>,
     now: i64,
 }
 
-impl Pair {
-    fn new(sqlite: SqliteOutbox) -> Self {
-        Self { memory: MemoryOutbox::new(), sqlite, ids: Vec::new(), now: 1_000 }
+/// One in PostgreSQL, where there is a server.
+#[cfg(feature = "postgres")]
+async fn postgres(outbox: super::PostgresOutboxBuilder) -> Option<Arc<dyn Store>> {
+    let schema = super::postgres::tests::Schema::new().await?;
+    Some(Arc::new(schema.started_and_unheard(outbox).await))
+}
+
+impl Outboxes {
+    fn new(databases: Vec<Arc<dyn Store>>) -> Self {
+        Self { memory: MemoryOutbox::new(), databases, ids: Vec::new(), now: 1_000 }
     }
 
     fn tick(&mut self) -> Micros {
@@ -239,7 +247,8 @@ impl Pair {
 
     /// The writes of a step; several share a transaction.
     async fn writes(&mut self, step: Step) -> Vec<Write> {
-        let token = async |pair: &Self, id, stale| pair.row(id).await.map_or(0, |row| row.token) + u32::from(stale);
+        let token =
+            async |outboxes: &Self, id, stale| outboxes.row(id).await.map_or(0, |row| row.token) + u32::from(stale);
         let write = match step {
             Step::Insert { .. } if self.ids.len() >= ROWS => return Vec::new(),
             Step::Insert { event, held, worker, dsn, owner, due, order, expires, key } => {
@@ -317,37 +326,45 @@ impl Pair {
         vec![write]
     }
 
-    /// Applies the step to both, and compares their answers and all that they keep.
+    /// Applies the step to all, and compares their answers and all that they keep.
     async fn check(&mut self, step: Step) {
         let told = format!("{step:?}");
         let writes = self.writes(step).await;
         let new: Vec<TaskId> = writes.iter().flat_map(events).collect();
         let memory = join_all(writes.iter().map(|step| write(&self.memory, step.clone()))).await;
-        let sqlite = join_all(writes.iter().map(|step| write(&self.sqlite, step.clone()))).await;
-        for ((memory, sqlite), write) in memory.into_iter().zip(sqlite).zip(&writes) {
-            let (memory, sqlite) = (memory.expect("stored"), sqlite.expect("stored"));
-            let cancels_nothing = matches!(write, Write::Cancel { id, .. } if !self.ids.contains(id));
-            let deletes = matches!(write, Write::Clean { .. });
-            let answer = |written| answer(written, cancels_nothing, deletes);
-            assert_eq!(answer(&memory), answer(&sqlite), "{write:?}");
+        let memory: Vec<Written> = memory.into_iter().map(|written| written.expect("stored")).collect();
+        for database in &self.databases {
+            let written = join_all(writes.iter().map(|step| write(&**database, step.clone()))).await;
+            for ((memory, written), write) in memory.iter().zip(written).zip(&writes) {
+                let cancels_nothing = matches!(write, Write::Cancel { id, .. } if !self.ids.contains(id));
+                let written = written.expect("stored");
+                let deletes = matches!(write, Write::Clean { .. });
+                let answer = |written| answer(written, cancels_nothing, deletes);
+                assert_eq!(answer(memory), answer(&written), "{write:?}");
+            }
         }
         self.ids.extend(new);
+        for database in &self.databases {
+            self.compare(&**database, &told).await;
+        }
+    }
+
+    async fn compare(&self, database: &dyn Store, told: &str) {
         for id in &self.ids {
-            let (memory, sqlite) = (self.memory.find(*id).await, self.sqlite.find(*id).await);
-            let (memory, sqlite) = (memory.expect("readable"), sqlite.expect("readable"));
-            let sqlite = sqlite.filter(is_kept);
-            assert_eq!(memory.as_ref().map(all_of), sqlite.as_ref().map(all_of), "after {told}");
+            let (memory, kept) = (self.memory.find(*id).await, database.find(*id).await);
+            let (memory, kept) = (memory.expect("readable"), kept.expect("readable"));
+            let kept = kept.filter(is_kept);
+            assert_eq!(memory.as_ref().map(all_of), kept.as_ref().map(all_of), "after {told}");
         }
         for after in [0, self.now - 20, self.now, self.now + 20] {
-            let (memory, sqlite) =
-                (self.memory.next_due(Micros(after)).await, self.sqlite.next_due(Micros(after)).await);
-            assert_eq!(memory.expect("readable"), sqlite.expect("readable"), "after {told}");
+            let (memory, kept) = (self.memory.next_due(Micros(after)).await, database.next_due(Micros(after)).await);
+            assert_eq!(memory.expect("readable"), kept.expect("readable"), "after {told}");
         }
-        let (memory, sqlite) = (self.memory.next_expiry().await, self.sqlite.next_expiry().await);
-        assert_eq!(memory.expect("readable"), sqlite.expect("readable"), "after {told}");
-        let (memory, sqlite) = (self.memory.waiting_workers().await, self.sqlite.waiting_workers().await);
+        let (memory, kept) = (self.memory.next_expiry().await, database.next_expiry().await);
+        assert_eq!(memory.expect("readable"), kept.expect("readable"), "after {told}");
+        let (memory, kept) = (self.memory.waiting_workers().await, database.waiting_workers().await);
         let sorted = |names: Vec<String>| names.into_iter().collect::<BTreeSet<_>>();
-        assert_eq!(sorted(memory.expect("readable")), sorted(sqlite.expect("readable")), "after {told}");
+        assert_eq!(sorted(memory.expect("readable")), sorted(kept.expect("readable")), "after {told}");
         let all = DeadLetterQuery { limit: 3, ..DeadLetterQuery::default() };
         let destination = DSNS[0].parse::<callback_core::Dsn>().expect("a valid Dsn").destination();
         let between = (Some(Micros(1_010)), Some(Micros(self.now)));
@@ -357,10 +374,10 @@ impl Pair {
             all.clone().destination(destination),
             DeadLetterQuery { since: between.0, until: between.1, ..all.clone() },
         ] {
-            let (memory, sqlite) = (self.memory.dead_letters(&query).await, self.sqlite.dead_letters(&query).await);
-            let (memory, sqlite) = (memory.expect("readable"), sqlite.expect("readable"));
-            assert_eq!(format!("{memory:#?}"), format!("{sqlite:#?}"), "after {told}");
-            let (ours, theirs) = (self.memory.dead_places(&query).await, self.sqlite.dead_places(&query).await);
+            let (memory, kept) = (self.memory.dead_letters(&query).await, database.dead_letters(&query).await);
+            let (memory, kept) = (memory.expect("readable"), kept.expect("readable"));
+            assert_eq!(format!("{memory:#?}"), format!("{kept:#?}"), "after {told}");
+            let (ours, theirs) = (self.memory.dead_places(&query).await, database.dead_places(&query).await);
             let (ours, theirs) = (ours.expect("readable"), theirs.expect("readable"));
             assert_eq!(ours, theirs, "after {told}");
             assert_eq!(ours, memory.items.iter().map(Cursor::after).collect::<Vec<_>>(), "after {told}");
@@ -404,17 +421,18 @@ fn all_of(row: &Row) -> String {
     format!("{row:?} {work:?} {result:?} {:?}", row.dsn.as_ref().map(|dsn| dsn.expose()))
 }
 
-/// A life of both, on a file of its own.
-fn live(steps: Vec<Step>, open: impl AsyncFnOnce(std::path::PathBuf) -> Result<SqliteOutbox, OutboxError>) {
+/// A life of memory and these.
+fn live(steps: Vec<Step>, open: impl AsyncFnOnce(std::path::PathBuf) -> Vec<Arc<dyn Store>>) {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
-        let sqlite = open(directory.path().join("outbox.db")).await.expect("the file can be opened");
-        let mut pair = Pair::new(sqlite);
+        let mut outboxes = Outboxes::new(open(directory.path().join("outbox.db")).await);
         for step in steps {
-            pair.check(step).await;
+            outboxes.check(step).await;
         }
-        pair.sqlite.close().await;
+        for database in outboxes.databases {
+            database.close().await;
+        }
     });
 }
 
@@ -422,14 +440,28 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn both_outboxes_give_the_same_answers_and_keep_the_same_rows(steps in vec(step(), 1..40)) {
-        live(steps, async |path| SqliteOutbox::open(path).await);
+    fn all_outboxes_give_the_same_answers_and_keep_the_same_rows(steps in vec(step(), 1..40)) {
+        live(steps, async |path| {
+            let sqlite: Arc<dyn Store> = Arc::new(SqliteOutbox::open(path).await.expect("it opens"));
+            [
+                Some(sqlite),
+                #[cfg(feature = "postgres")]
+                postgres(super::PostgresOutbox::builder()).await,
+            ].into_iter().flatten().collect()
+        });
     }
 
     #[cfg(feature = "seal")]
     #[test]
-    fn so_they_do_when_one_of_them_is_sealed(steps in vec(step(), 1..40)) {
+    fn so_they_do_when_those_in_databases_are_sealed(steps in vec(step(), 1..40)) {
         let keys = crate::SealKeys::new("a", &[7; 32]).expect("a valid id");
-        live(steps, async |path| SqliteOutbox::open_sealed(path, keys).await);
+        live(steps, async |path| {
+            let sqlite: Arc<dyn Store> = Arc::new(SqliteOutbox::open_sealed(path, keys.clone()).await.expect("it opens"));
+            [
+                Some(sqlite),
+                #[cfg(feature = "postgres")]
+                postgres(super::PostgresOutbox::builder().seal(keys)).await,
+            ].into_iter().flatten().collect()
+        });
     }
 }

@@ -19,6 +19,8 @@ mod metrics;
 mod notices;
 mod order;
 mod paused_time;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod recovery;
 mod retry;
 #[cfg(all(feature = "sqlite", feature = "seal"))]
@@ -27,3 +29,5 @@ mod secrets;
 mod signature;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod transaction;

@@ -44,6 +44,14 @@ macro_rules! on_each_outbox {
             async fn in_sealed_sqlite() {
                 in_time(super::$name(Home::sealed_sqlite())).await;
             }
+
+            #[cfg(feature = "postgres")]
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn in_postgres() {
+                if let Some(home) = Home::postgres() {
+                    in_time(super::$name(home)).await;
+                }
+            }
         }
     )* };
 }
@@ -69,6 +77,14 @@ macro_rules! over_lives_on_each_outbox {
             #[test]
             fn in_sealed_sqlite() {
                 super::$name(&Home::sealed_sqlite());
+            }
+
+            #[cfg(feature = "postgres")]
+            #[test]
+            fn in_postgres() {
+                if let Some(home) = Home::postgres() {
+                    super::$name(&home);
+                }
             }
         }
     )* };
@@ -103,6 +119,52 @@ pub(crate) enum Home {
     Sqlite(tempfile::TempDir),
     #[cfg(all(feature = "sqlite", feature = "seal"))]
     SealedSqlite(tempfile::TempDir),
+    #[cfg(feature = "postgres")]
+    Postgres(Schema),
+}
+
+/// A schema of a test's own, and the runtime of the life that has it open.
+#[cfg(feature = "postgres")]
+pub(crate) struct Schema {
+    server: String,
+    name: String,
+    life: std::sync::Mutex<Option<tokio::runtime::Id>>,
+}
+
+#[cfg(feature = "postgres")]
+impl Schema {
+    /// The URL of connections that see this schema and no other.
+    pub(crate) fn url(&self) -> String {
+        let separator = if self.server.contains('?') { '&' } else { '?' };
+        format!("{}{separator}options=-csearch_path%3D{}", self.server, self.name)
+    }
+
+    /// A connection with nothing of ours on it.
+    pub(crate) async fn stranger(&self) -> sqlx::PgConnection {
+        use sqlx::{AssertSqlSafe, Connection, Executor};
+        let mut connection = sqlx::PgConnection::connect(&self.url()).await.expect("the server can be reached");
+        let create = format!("SET client_min_messages = warning; CREATE SCHEMA IF NOT EXISTS {}", self.name);
+        connection.execute(AssertSqlSafe(create)).await.expect("a schema can be made");
+        connection
+    }
+
+    async fn open(&self) -> callback_dispatch::PostgresOutbox {
+        use sqlx::Executor;
+        let mut stranger = self.stranger().await;
+        let this = tokio::runtime::Handle::current().id();
+        let former = self.life.lock().expect("not poisoned").replace(this);
+        if former.is_some_and(|former| former != this) {
+            // Nobody waits here until the lease of the life before is over.
+            let over = "UPDATE callback_process SET alive_until = now() - interval '1 second'";
+            stranger.execute(over).await.expect("writable");
+        }
+        self.connect().await
+    }
+
+    /// The outbox of one more process.
+    pub(crate) async fn connect(&self) -> callback_dispatch::PostgresOutbox {
+        callback_dispatch::PostgresOutbox::connect(&self.url()).await.expect("the outbox can be opened")
+    }
 }
 
 /// What a sealed outbox is sealed with.
@@ -124,10 +186,28 @@ impl Home {
         Self::SealedSqlite(tempfile::tempdir().expect("a temporary directory"))
     }
 
-    #[cfg_attr(not(feature = "sqlite"), expect(clippy::unused_async, reason = "a file is opened and read so"))]
+    /// In the server that `CALLBACK_TEST_POSTGRES` names. `scripts/postgres run cargo test` brings one along.
+    #[cfg(feature = "postgres")]
+    #[expect(clippy::print_stdout, reason = "a skip is told")]
+    pub(crate) fn postgres() -> Option<Self> {
+        let Ok(server) = std::env::var("CALLBACK_TEST_POSTGRES") else {
+            assert!(std::env::var_os("CI").is_none(), "CALLBACK_TEST_POSTGRES is not set");
+            println!("skipped: CALLBACK_TEST_POSTGRES is not set");
+            return None;
+        };
+        let name = format!("test_{}", TaskId::new().to_string().replace('-', "_"));
+        Some(Self::Postgres(Schema { server, name, life: std::sync::Mutex::default() }))
+    }
+
+    #[cfg_attr(
+        not(any(feature = "sqlite", feature = "postgres")),
+        expect(clippy::unused_async, reason = "a database is opened and read so")
+    )]
     pub(crate) async fn open(&self) -> Arc<dyn Outbox> {
         match self {
             Self::Memory(outbox) => Arc::new(outbox.clone()),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(schema) => Arc::new(schema.open().await),
             #[cfg(feature = "sqlite")]
             _ => Arc::new(self.open_file().await),
         }
@@ -151,10 +231,10 @@ impl Home {
     #[cfg(feature = "sqlite")]
     pub(crate) fn path(&self) -> std::path::PathBuf {
         match self {
-            Self::Memory(_) => panic!("an outbox in memory has no file"),
             Self::Sqlite(directory) => directory.path().join("outbox.db"),
             #[cfg(feature = "seal")]
             Self::SealedSqlite(directory) => directory.path().join("outbox.db"),
+            _ => panic!("only an SQLite outbox has a file"),
         }
     }
 
@@ -167,17 +247,21 @@ impl Home {
     }
 
     /// That nothing is stored, as far as it can be seen from outside.
-    #[cfg_attr(not(feature = "sqlite"), expect(clippy::unused_async, reason = "a file is opened and read so"))]
+    #[cfg_attr(
+        not(any(feature = "sqlite", feature = "postgres")),
+        expect(clippy::unused_async, reason = "a database is opened and read so")
+    )]
     pub(crate) async fn assert_empty(&self) {
-        match self {
-            Self::Memory(_) => {}
+        #[cfg(any(feature = "sqlite", feature = "postgres"))]
+        let count = "SELECT count(*) FROM callback_outbox";
+        let counted: Option<i64> = match self {
+            Self::Memory(_) => None,
+            #[cfg(feature = "postgres")]
+            Self::Postgres(schema) => sqlx::query_scalar(count).fetch_one(&mut schema.stranger().await).await.ok(),
             #[cfg(feature = "sqlite")]
-            _ => {
-                let count = sqlx::query_scalar("SELECT count(*) FROM callback_outbox");
-                let count: i64 = count.fetch_one(&mut self.stranger().await).await.expect("rows can be counted");
-                assert_eq!(count, 0, "something is stored");
-            }
-        }
+            _ => sqlx::query_scalar(count).fetch_one(&mut self.stranger().await).await.ok(),
+        };
+        assert!(matches!((self, counted), (Self::Memory(_), None) | (_, Some(0))), "{counted:?} rows are stored");
     }
 }
 

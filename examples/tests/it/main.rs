@@ -7,3 +7,4 @@ mod faults;
 mod file_sink;
 mod order_service;
 mod service;
+mod transactional;

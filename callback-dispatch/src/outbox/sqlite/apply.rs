@@ -108,7 +108,7 @@ const FORGET_ATTEMPTS: &str = "DELETE FROM callback_attempt WHERE id IN (SELECT 
 /// Applies batches of writes to the outbox's tables.
 ///
 /// New rows and steps come in numbers, and share multi-row statements; the rest is rare, and comes one by one.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Rows {
     codec: Codec,
     insert: Batched,
@@ -362,7 +362,11 @@ impl Rows {
         Ok(Written::Ended(ended))
     }
 
-    async fn insert_once(&self, connection: &mut SqliteConnection, row: &Arc<Row>) -> Result<Written, Error> {
+    pub(super) async fn insert_once(
+        &self,
+        connection: &mut SqliteConnection,
+        row: &Arc<Row>,
+    ) -> Result<Written, Error> {
         if let Some(Idempotency { key, request }) = &row.idempotency
             && let Some(known) = query(KNOWN).bind(&key[..]).fetch_optional(&mut *connection).await?
         {

@@ -1,0 +1,93 @@
+-- The processes that may have something in hand, each for as long as it says so, by this database's clock.
+CREATE TABLE callback_process (
+    id          BIGINT      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    alive_until TIMESTAMPTZ NOT NULL
+);
+
+-- One line a task or event, from its acceptance to its end. Times are microseconds since 1970.
+CREATE TABLE callback_outbox (
+    seq         BIGINT  GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id          UUID    NOT NULL UNIQUE,
+    -- 0 accepted, 1 started, 2 deferred, 3 delivering; 10 completed, 11 delivered, 12 dead, 13 cancelled, 14 expired
+    stage       INTEGER NOT NULL,
+    -- the process that has it in hand
+    holder      BIGINT,
+    -- grows with each claim: what carries an older one is not stored
+    token       BIGINT  NOT NULL,
+    due         BIGINT  NOT NULL,
+    attempts    BIGINT  NOT NULL,
+    starts      BIGINT  NOT NULL,
+    accepted_at BIGINT  NOT NULL,
+    first_due   BIGINT  NOT NULL,
+    expires     BIGINT  NOT NULL,
+    ended_at    BIGINT,
+    -- of the last failed attempt
+    kind        TEXT,
+    worker      TEXT,
+    owner       TEXT,
+    -- text in UTF-8, or sealed; so are work, result and reason, and a body is sealed with them
+    dsn         BYTEA,
+    destination TEXT,
+    -- a digest of owner and destination
+    lane        BIGINT,
+    -- a digest of the Dsn
+    address     BYTEA,
+    -- a digest of Dsn and ordering key; the place among those of this key, for as long as it holds back the others
+    order_key   BYTEA,
+    turn        BIGINT,
+    -- true if it holds them back when it is dead, too
+    stops       BOOLEAN,
+    -- digests of worker, owner and idempotency key, and of the request
+    idempotency BYTEA,
+    request     BYTEA,
+    -- the request, and the message: what belongs to each as JSON, and its body
+    work        BYTEA,
+    work_body   BYTEA,
+    result      BYTEA,
+    result_body BYTEA
+-- Every line is written a few times; what that leaves in the indexes is cleared away long before a fifth is dead.
+) WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_analyze_scale_factor = 0.05);
+
+CREATE INDEX callback_outbox_pending ON callback_outbox (due, seq) WHERE stage < 10 AND holder IS NULL;
+CREATE INDEX callback_outbox_worker ON callback_outbox (worker, due) WHERE stage <= 1 AND holder IS NULL;
+CREATE INDEX callback_outbox_lane ON callback_outbox (lane, due, first_due) WHERE stage = 3 AND holder IS NULL;
+CREATE INDEX callback_outbox_order ON callback_outbox (order_key, turn) WHERE turn IS NOT NULL;
+CREATE INDEX callback_outbox_held ON callback_outbox (holder) WHERE stage < 10 AND holder IS NOT NULL;
+CREATE INDEX callback_outbox_address ON callback_outbox (address) WHERE stage = 3 AND holder IS NULL;
+CREATE INDEX callback_outbox_expires ON callback_outbox (expires) WHERE stage < 10 AND expires < 9223372036854775807;
+-- what is deleted when it is old: not what is dead
+CREATE INDEX callback_outbox_ended ON callback_outbox (ended_at)
+    WHERE stage >= 10 AND stage <> 12 AND idempotency IS NULL;
+CREATE INDEX callback_outbox_ended_keyed ON callback_outbox (ended_at)
+    WHERE stage >= 10 AND stage <> 12 AND idempotency IS NOT NULL;
+CREATE UNIQUE INDEX callback_outbox_idempotency ON callback_outbox (idempotency) WHERE idempotency IS NOT NULL;
+CREATE INDEX callback_outbox_dead ON callback_outbox (ended_at, id) WHERE stage = 12;
+
+CREATE TABLE callback_attempt (
+    seq    BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id     UUID   NOT NULL,
+    number BIGINT NOT NULL,
+    time   BIGINT NOT NULL,
+    took   BIGINT NOT NULL,
+    kind   TEXT   NOT NULL,
+    phase  TEXT,
+    status BIGINT,
+    reason BYTEA  NOT NULL
+);
+
+CREATE INDEX callback_attempt_id ON callback_attempt (id);
+
+-- Lanes whose breaker is open.
+CREATE TABLE callback_breaker (
+    lane        BIGINT PRIMARY KEY,
+    owner       TEXT,
+    destination TEXT   NOT NULL,
+    times       BIGINT NOT NULL,
+    until       BIGINT NOT NULL
+);
+
+-- The keys that values here are sealed with, each with a proof: nothing, sealed.
+CREATE TABLE callback_seal (
+    key   TEXT  PRIMARY KEY,
+    proof BYTEA NOT NULL
+);

@@ -1,0 +1,232 @@
+//! What only an outbox in PostgreSQL has: several processes at once, and servers that refuse.
+
+use crate::support::{Home, Schema, dsn, echo, ended, event, in_time, start};
+use callback_core::{MemorySink, TaskId};
+use callback_dispatch::{AcceptError, Dispatcher, Interrupted, PostgresOutbox, Task, TaskState, Work};
+use serde_json::{Value, json};
+use sqlx::{Connection, Executor};
+use std::{
+    env,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+
+/// A schema of the test's own, with nothing in it.
+async fn schema() -> Option<Schema> {
+    let Some(Home::Postgres(schema)) = Home::postgres() else { return None };
+    schema.stranger().await;
+    Some(schema)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dispatchers_that_share_a_database_send_each_message_once() {
+    const EVENTS: usize = 600;
+    let Some(schema) = schema().await else { return };
+    in_time(async {
+        let mut stranger = schema.stranger().await;
+        let mut dispatchers = Vec::new();
+        for _ in 0..3 {
+            let sink = MemorySink::new();
+            dispatchers.push((start(Dispatcher::builder(schema.connect().await).sink(sink.clone())).await, sink));
+        }
+        let mut transaction = stranger.begin().await.expect("a transaction");
+        for number in 0..EVENTS {
+            let stored = dispatchers[0].0.publish_in(&mut transaction, event("memory://events", json!(number))).await;
+            stored.expect("published");
+        }
+        transaction.commit().await.expect("committed");
+        let mut sent = Vec::new();
+        while sent.len() < EVENTS {
+            for (dispatcher, sink) in &dispatchers {
+                dispatcher.wake();
+                sent.extend(sink.take("events").iter().filter_map(|it| it.message.json::<usize>().ok()));
+            }
+            tokio::task::yield_now().await;
+        }
+        for (dispatcher, sink) in dispatchers {
+            dispatcher.close(Duration::from_secs(10)).await;
+            assert_eq!(sink.take("events").len(), 0, "more was sent than there is");
+        }
+        sent.sort_unstable();
+        assert_eq!(sent, (0..EVENTS).collect::<Vec<_>>());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_the_database_refuses_is_not_run() {
+    let Some(schema) = schema().await else { return };
+    in_time(async {
+        let dispatcher = start(Dispatcher::builder(schema.connect().await)).await;
+        let worker = dispatcher.worker("echo", Interrupted::RunAgain).run(echo).expect("registered");
+        let mut stranger = schema.stranger().await;
+        let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
+                      $$ BEGIN RAISE EXCEPTION 'refused'; END $$; \
+                      CREATE TRIGGER refuse BEFORE INSERT ON callback_outbox FOR EACH ROW EXECUTE FUNCTION refuse()";
+        stranger.execute(refuse).await.expect("writable");
+        let refused = worker.accept(Work::new(json!(1))).await;
+        let Err(AcceptError::Outbox(error)) = &refused else { panic!("{refused:?}") };
+        assert!(!error.is_unknown() && !error.is_locked(), "{error:?}");
+        stranger.execute("DROP TRIGGER refuse ON callback_outbox").await.expect("writable");
+        let id = worker.accept(Work::new(json!(2))).await.expect("the service is alive").id();
+        assert_eq!(ended(&dispatcher, id).await.state(), TaskState::Completed);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_pool_of_the_users_own_stays_open() {
+    let Some(schema) = schema().await else { return };
+    in_time(async {
+        let pool = sqlx::PgPool::connect(&schema.url()).await.expect("a pool");
+        let outbox = PostgresOutbox::with_pool(pool.clone()).await.expect("the outbox can be opened");
+        let dispatcher = start(Dispatcher::builder(outbox).sink(MemorySink::new())).await;
+        dispatcher.publish(event("memory://events", json!(1))).await.expect("published");
+        dispatcher.close(Duration::from_secs(10)).await;
+        let stored: i64 = sqlx::query_scalar("SELECT count(*) FROM callback_outbox WHERE stage = 11")
+            .fetch_one(&pool)
+            .await
+            .expect("the pool is open");
+        assert_eq!(stored, 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn neither_errors_nor_the_outbox_tell_the_password() {
+    let error = PostgresOutbox::connect("postgres://user:hunter2@127.0.0.1:1/none").await.expect_err("nobody listens");
+    assert!(!format!("{error:?} {error}").contains("hunter2"), "{error:?}");
+    let error = PostgresOutbox::connect("hunter2").await.expect_err("no URL");
+    assert!(!format!("{error:?} {error}").contains("hunter2"), "{error:?}");
+    let Some(schema) = schema().await else { return };
+    let url = schema.url().replace("callback@", "callback:hunter2@");
+    let outbox = PostgresOutbox::connect(&url).await.expect("the outbox can be opened");
+    assert!(!format!("{outbox:?}").contains("hunter2"));
+}
+
+/// Set in the process that is killed or stopped: the URL of the outbox.
+const OTHER: &str = "CALLBACK_TEST_OTHER_PROCESS";
+
+/// Short, since it has to end; what is checked does not depend on it.
+const LEASE: Duration = Duration::from_secs(1);
+
+/// The other process: it accepts a task and works until it is told to end.
+#[expect(clippy::print_stdout, reason = "its parent listens")]
+async fn other_process(url: &str) {
+    let outbox = PostgresOutbox::builder().lease(LEASE).connect(url).await.expect("the outbox can be opened");
+    let sink = MemorySink::new();
+    let dispatcher = start(Dispatcher::builder(outbox).sink(sink.clone())).await;
+    let (told_over, over) = tokio::sync::watch::channel(());
+    let handler = move |task: Task| {
+        let told_over = told_over.clone();
+        async move {
+            println!("began {}", task.id());
+            let line = tokio::task::spawn_blocking(|| std::io::stdin().lines().next());
+            line.await.expect("a thread").expect("a line").expect("readable");
+            let _ = told_over.send(());
+            Ok::<_, Value>(json!("of the other"))
+        }
+    };
+    let worker = dispatcher.worker("slow", Interrupted::RunAgain).run(handler).expect("registered");
+    let work = Work::new(json!(1)).callback(dsn("memory://results"));
+    worker.accept(work).await.expect("accepted");
+    let mut over = over;
+    over.changed().await.expect("the handler ends");
+    dispatcher.close(Duration::from_secs(10)).await;
+    println!("sent {}", sink.take("results").len());
+}
+
+struct Other {
+    child: Child,
+    told: Lines<BufReader<tokio::net::unix::pipe::Receiver>>,
+}
+
+impl Other {
+    fn start(test: &str, url: &str) -> Self {
+        let mut child = Command::new(env::current_exe().expect("the test's own path"))
+            .args([test, "--exact", "--nocapture"])
+            .env(OTHER, url)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        let output = std::os::fd::OwnedFd::from(child.stdout.take().expect("piped"));
+        let output = tokio::net::unix::pipe::Receiver::from_owned_fd(output).expect("a pipe");
+        Self { child, told: BufReader::new(output).lines() }
+    }
+
+    /// What it says after this word.
+    async fn tells(&mut self, word: &str) -> String {
+        loop {
+            let line = self.told.next_line().await.expect("readable").expect("it goes on");
+            if let Some((_, rest)) = line.split_once(word) {
+                return rest.trim().to_owned();
+            }
+        }
+    }
+
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status().expect("kill runs");
+        assert!(sent.success());
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A second process on the outbox, which has the first one's work once that is not heard of any more.
+async fn take_over(schema: &Schema, id: TaskId) -> (Dispatcher, MemorySink) {
+    let outbox = PostgresOutbox::builder().lease(LEASE).connect(&schema.url()).await.expect("the outbox can be opened");
+    let sink = MemorySink::new();
+    let dispatcher = start(Dispatcher::builder(outbox).sink(sink.clone())).await;
+    let handler = |_: Task| async { Ok::<_, Value>(json!("of this one")) };
+    dispatcher.worker("slow", Interrupted::RunAgain).run(handler).expect("registered");
+    let task = ended(&dispatcher, id).await;
+    assert_eq!((task.state(), task.runs()), (TaskState::Delivered, 2));
+    assert_eq!(sink.next("results").await.message.json::<String>().expect("text"), "of this one");
+    (dispatcher, sink)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_process_had_in_hand_is_done_by_another() {
+    if let Ok(url) = env::var(OTHER) {
+        return other_process(&url).await;
+    }
+    let Some(schema) = schema().await else { return };
+    in_time(async {
+        let name = "postgres::what_a_killed_process_had_in_hand_is_done_by_another";
+        let mut other = Other::start(name, &schema.url());
+        let id = other.tells("began ").await.parse().expect("an id");
+        other.signal("-KILL");
+        take_over(&schema, id).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_stopped_process_does_later_does_not_count() {
+    if let Ok(url) = env::var(OTHER) {
+        return other_process(&url).await;
+    }
+    let Some(schema) = schema().await else { return };
+    in_time(async {
+        let name = "postgres::what_a_stopped_process_does_later_does_not_count";
+        let mut other = Other::start(name, &schema.url());
+        let id = other.tells("began ").await.parse().expect("an id");
+        other.signal("-STOP");
+        let (dispatcher, sink) = take_over(&schema, id).await;
+
+        other.signal("-CONT");
+        std::io::Write::write_all(&mut other.child.stdin.take().expect("piped"), b"end\n").expect("it listens");
+        assert_eq!(other.tells("sent ").await, "0");
+        let task = ended(&dispatcher, id).await;
+        assert_eq!((task.state(), task.runs()), (TaskState::Delivered, 2));
+        assert_eq!(sink.take("results").len(), 0, "it is delivered once");
+    })
+    .await;
+}
