@@ -53,7 +53,8 @@ CREATE INDEX callback_outbox_worker ON callback_outbox (worker, due) WHERE stage
 CREATE INDEX callback_outbox_lane ON callback_outbox (lane, due, first_due) WHERE stage = 3 AND holder IS NULL;
 CREATE INDEX callback_outbox_order ON callback_outbox (order_key, turn) WHERE turn IS NOT NULL;
 CREATE INDEX callback_outbox_held ON callback_outbox (holder) WHERE stage < 10 AND holder IS NOT NULL;
-CREATE INDEX callback_outbox_address ON callback_outbox (address) WHERE stage = 3 AND holder IS NULL;
+CREATE INDEX callback_outbox_address ON callback_outbox (address)
+    WHERE stage = 3 AND holder IS NULL AND address IS NOT NULL;
 CREATE INDEX callback_outbox_expires ON callback_outbox (expires) WHERE stage < 10 AND expires < 9223372036854775807;
 -- what is deleted when it is old: not what is dead
 CREATE INDEX callback_outbox_ended ON callback_outbox (ended_at)
