@@ -7,6 +7,7 @@ use crate::{
     Refusal, StartError, SystemClock, Task, WorkerBuilder,
     clock::Micros,
     engine::{Engine, Expiring, Outage},
+    failpoint,
     lane::Bounds,
     lane::{Lanes, Pool},
     measure,
@@ -443,10 +444,12 @@ impl DispatcherBuilder {
                 }
             }
         }
+        failpoint::reach("before-recovery");
         self.store
             .start()
             .await
             .map_err(|error| if error.is_locked() { StartError::Locked(error) } else { StartError::Outbox(error) })?;
+        failpoint::reach("after-recovery");
         let breakers = self.store.breakers().await.map_err(StartError::Outbox)?;
         let wake = Arc::new(Notify::new());
         let in_flight = self.in_flight.clamp(1, Semaphore::MAX_PERMITS);

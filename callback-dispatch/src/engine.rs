@@ -16,6 +16,7 @@ use crate::transaction::Connection;
 use crate::{
     AcceptError, Clock, Event, Handler, Interrupted, OutboxError, Work, WorkerError,
     clock::Micros,
+    failpoint,
     lane::{Lanes, OpenLane, Pool, Slot},
     measure,
     notice::Notices,
@@ -336,6 +337,7 @@ impl Engine {
                 }
                 Ok(_) => {
                     measure::accepted(&stored);
+                    failpoint::reach("after-insert");
                     let id = stored.id;
                     engine.expiring.expect(stored.expires);
                     engine.hand_over(stored, place);

@@ -23,6 +23,7 @@ mod clock;
 mod error;
 
 mod engine;
+mod failpoint;
 mod measure;
 mod outbox;
 mod row;

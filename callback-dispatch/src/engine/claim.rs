@@ -3,6 +3,7 @@
 use super::{Engine, OpenLane, Place};
 use crate::{
     clock::Micros,
+    failpoint,
     outbox::{Claim, Write, Written},
     row::Row,
 };
@@ -105,6 +106,9 @@ impl Engine {
             let claimed = match result {
                 Ok(Written::Claimed(rows)) => {
                     let claimed = rows.len();
+                    if claimed > 0 {
+                        failpoint::reach("after-claim");
+                    }
                     for row in rows {
                         engine.hand_over_claimed(row);
                     }

@@ -4,6 +4,7 @@ use super::{Engine, Hand, Place, chain};
 use crate::{
     Notice, OutboxError,
     clock::Micros,
+    failpoint,
     lane::{Breaker, LanePermit, OpenBreaker, OpenLane, Sign},
     measure,
     outbox::{Settle, Write, Written},
@@ -61,6 +62,7 @@ impl Engine {
         }
         let (begun, now) = (Instant::now(), self.now());
         let in_flight = measure::Ongoing::attempt();
+        failpoint::reach("before-attempt");
         let attempt = tokio::select! {
             biased;
             () = self.closed.cancelled() => None,
@@ -70,6 +72,7 @@ impl Engine {
             measure::attempted(&row, answer.as_ref(), begun.elapsed());
             self.learn(&row, &lane, Sign::of(answer.as_ref()));
         }
+        failpoint::reach("after-attempt");
         let gone = match (&attempt, &row.dsn) {
             (Some(Err(error)), Some(dsn)) if error.kind() == ErrorKind::Gone => {
                 // Before the next message to it has the permit.
@@ -117,6 +120,7 @@ impl Engine {
             order: row.order,
         };
         let stored = self.persist(Write::Settle(step)).await;
+        failpoint::reach("after-mark");
         drop(place);
         if stored {
             match verdict {

@@ -2,7 +2,7 @@
 
 use super::{Engine, Place, WorkerEntry};
 use crate::{
-    EndError, Failure, Interrupted, Outcome, Task, measure,
+    EndError, Failure, Interrupted, Outcome, Task, failpoint, measure,
     outbox::{Settle, Write},
     outcome::OutcomeKind,
     row::{Row, Stage, Stored},
@@ -63,6 +63,7 @@ impl Engine {
                 if begin == Begin::MarkThenRun && !self.persist(self.settle(row, Stage::Started, true)).await {
                     return None;
                 }
+                failpoint::reach("after-run-mark");
                 tokio::select! {
                     biased;
                     () = cancelled.cancelled() => return None,
@@ -90,7 +91,10 @@ impl Engine {
         let _running = measure::Ongoing::run();
         let span = tracing::info_span!("run", operation = task.operation());
         let run = AssertUnwindSafe(async { worker.handler.run(task.clone()).await }.instrument(span)).catch_unwind();
-        let failure = match timeout(limit, run).await {
+        failpoint::reach("before-run");
+        let ended = timeout(limit, run).await;
+        failpoint::reach("after-run");
+        let failure = match ended {
             Ok(Ok(outcome)) => return outcome,
             Ok(Err(_panic)) => Failure::Panicked,
             Err(_elapsed) => Failure::TimedOut(limit),
@@ -154,6 +158,7 @@ impl Engine {
         if !self.persist(write).await {
             return None;
         }
+        failpoint::reach("after-result");
         expires.into_iter().for_each(|expires| self.expiring.expect(expires));
         if next.stage.is_ended() {
             self.ended(row.id);

@@ -58,6 +58,15 @@ impl Store for Failing {
         self.inner.submit(write, done)
     }
 
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    async fn insert_in(
+        &self,
+        connection: crate::transaction::Connection<'_>,
+        row: std::sync::Arc<Row>,
+    ) -> Result<Written, crate::AcceptError> {
+        self.inner.insert_in(connection, row).await
+    }
+
     async fn next_due(&self, after: Micros) -> Result<Option<Micros>, OutboxError> {
         self.inner.next_due(after).await
     }

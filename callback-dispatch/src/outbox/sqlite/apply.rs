@@ -3,6 +3,7 @@
 use super::read;
 use crate::{
     clock::Micros,
+    failpoint,
     lane::{LaneKey, OpenBreaker},
     outbox::{
         Claim, Settle, Write, Written,
@@ -554,6 +555,12 @@ impl Apply for Rows {
             if written[place].is_none() {
                 written[place] = Some(self.single(connection, write).await?);
             }
+        }
+        if !inserts.is_empty() {
+            failpoint::reach("before-insert-commit");
+        }
+        if !steps.is_empty() {
+            failpoint::reach("before-mark-commit");
         }
         Ok(written.into_iter().flatten().collect())
     }
