@@ -7,6 +7,10 @@ use std::{
 use tokio::time::Instant;
 
 /// Gives the wall time by which due times are judged.
+///
+/// It may leap. Ahead, what waits is attempted early. Back, what waits for a retry waits from then on, and no longer than
+/// the [`Schedule`](callback_core::Schedule)'s [longest step](callback_core::Schedule::longest_step): a leap is noticed
+/// within a second, within 30 s in a [`MemoryOutbox`](crate::MemoryOutbox), and one between two processes at the start.
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
     /// The time.
     fn now(&self) -> SystemTime;

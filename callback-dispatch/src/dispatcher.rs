@@ -20,7 +20,10 @@ use callback_core::{Destination, Dsn, DsnError, Keys, Message, MessageId, Schedu
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, atomic::AtomicBool},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicI64},
+    },
     time::Duration,
 };
 use tokio::{
@@ -482,6 +485,8 @@ impl DispatcherBuilder {
             state: Mutex::default(),
             wake,
             behind: AtomicBool::new(true),
+            latest: AtomicI64::new(i64::MIN),
+            set_back: AtomicBool::new(false),
             closing: CancellationToken::new(),
             closed: CancellationToken::new(),
             tasks: TaskTracker::new(),

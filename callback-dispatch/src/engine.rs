@@ -29,7 +29,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::Duration,
 };
@@ -46,6 +46,9 @@ const ASK_FOR: Duration = Duration::from_secs(5);
 
 /// The longest wait until a write that failed is tried again.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
+/// A clock that is set back by less is a clock.
+const LEAP: Duration = Duration::from_secs(1);
 
 /// What an overloaded dispatcher tells its clients to wait.
 const OVERLOADED: Duration = Duration::from_secs(1);
@@ -74,6 +77,10 @@ pub(crate) struct Engine {
     pub(crate) wake: Arc<Notify>,
     /// Whether something due may be in the store that nobody holds.
     pub(crate) behind: AtomicBool,
+    /// The latest time that anybody was given since the clock was last set back, in microseconds.
+    pub(crate) latest: AtomicI64,
+    /// Whether the clock was set back, and due times that it gave before may be too far off.
+    pub(crate) set_back: AtomicBool,
     /// Attempts over all lanes.
     pub(crate) attempts: Semaphore,
     /// Those of them that may go to destinations in trouble.
@@ -147,8 +154,23 @@ impl Engine {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The time. Whoever asks notices a clock that was set back.
     pub(crate) fn now(&self) -> Micros {
-        self.clock.now().into()
+        let now = Micros::from(self.clock.now());
+        let latest = Micros(self.latest.fetch_max(now.0, Ordering::AcqRel));
+        if self.compare(latest, now) {
+            self.latest.store(now.0, Ordering::Release);
+        }
+        now
+    }
+
+    /// Notices that the clock was set back between these times.
+    pub(crate) fn compare(&self, earlier: Micros, later: Micros) -> bool {
+        let leapt = later.after(LEAP) < earlier;
+        if leapt {
+            self.set_back.store(true, Ordering::Release);
+        }
+        leapt
     }
 
     pub(crate) fn check(&self, dsn: &Dsn) -> Result<(), DsnError> {

@@ -191,6 +191,8 @@ pub(crate) enum Write {
         now: Micros,
         limit: usize,
     },
+    /// Brings due times near that a clock put far off which was set back since.
+    PullIn(PullIn),
     OpenBreaker(OpenBreaker),
     CloseBreaker(LaneKey),
     /// Gives back what a dead process held.
@@ -240,6 +242,17 @@ pub(crate) struct Claim {
     pub(crate) workers: Vec<Arc<str>>,
     /// The lanes that take nothing more.
     pub(crate) left_out: Vec<LaneKey>,
+}
+
+/// Which due times come nearer: what waits since a time that is still to come waits from now on, and nothing beyond the
+/// latest.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PullIn {
+    pub(crate) now: Micros,
+    /// The latest time at which anything can be due.
+    pub(crate) latest: Micros,
+    /// Whether the clock was seen to leap back; if not, a store with many rows first looks for a sign of it.
+    pub(crate) leapt: bool,
 }
 
 /// What became of a write.

@@ -1,10 +1,10 @@
 //! The way back from the store: recovery, due retries, and what had no place in memory.
 
-use super::{Engine, OpenLane, Place};
+use super::{Engine, OpenLane, Place, chain};
 use crate::{
     clock::Micros,
     failpoint,
-    outbox::{Claim, Write, Written},
+    outbox::{Claim, PullIn, Write, Written, write},
     row::Row,
 };
 use std::{
@@ -46,8 +46,15 @@ impl Engine {
         let mut seen = Micros(0);
         // When a closed lane may be tried again.
         let mut opens: Option<Instant> = None;
+        // Whether due times were looked at: the clock may have been set back since the last process.
+        let mut looked = false;
         loop {
             let now = self.now();
+            let leapt = self.set_back.swap(false, Ordering::AcqRel);
+            if (leapt || !looked) && !self.pull_in(now, leapt).await {
+                self.set_back.store(true, Ordering::Release);
+            }
+            looked = true;
             let is_due = next.is_some_and(|due| due <= now);
             if self.behind.swap(false, Ordering::AcqRel) || is_due {
                 seen = now;
@@ -84,6 +91,16 @@ impl Engine {
         }
     }
 
+    /// Brings near what waits for a time that the clock was set back from; false if it could not be stored.
+    async fn pull_in(&self, now: Micros, leapt: bool) -> bool {
+        if leapt {
+            tracing::warn!("the clock was set back: what waits for a retry waits from now on");
+        }
+        let pull_in = PullIn { now, latest: now.after(self.schedule.longest_step()), leapt };
+        let pulled = write(&*self.store, Write::PullIn(pull_in)).await;
+        pulled.inspect_err(|error| tracing::error!(error = %chain(error), "due times could not be looked at")).is_ok()
+    }
+
     /// Claims a batch and hands it over.
     async fn claim(self: &Arc<Self>, now: Micros) -> Result<Claimed, ()> {
         if self.outage.is_on() {
@@ -116,7 +133,7 @@ impl Engine {
                 }
                 Ok(_) => Ok(0),
                 Err(error) => {
-                    tracing::error!(error = %super::chain(&error), "due messages could not be claimed");
+                    tracing::error!(error = %chain(&error), "due messages could not be claimed");
                     Err(())
                 }
             };

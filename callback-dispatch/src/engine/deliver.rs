@@ -88,11 +88,13 @@ impl Engine {
         };
 
         let number = row.attempts.saturating_add(1);
+        // A clock that leapt ahead meanwhile is not believed yet: it may be set back, and the retry be due hours later.
+        let answered = self.now().min(now.after(begun.elapsed()));
         let verdict = state::after_attempt(
             answer.as_ref(),
             number,
             row.first_due,
-            self.now(),
+            answered,
             &self.schedule,
             seed(row.id, number),
         );
@@ -122,6 +124,8 @@ impl Engine {
         let stored = self.persist(Write::Settle(step)).await;
         failpoint::reach("after-mark");
         drop(place);
+        // What was set back while it was stored was not pulled in.
+        self.compare(answered, self.now());
         if stored {
             match verdict {
                 // It may have come due while it was stored, and have been passed over.

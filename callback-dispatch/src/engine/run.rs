@@ -206,7 +206,8 @@ impl Engine {
             from: row.stage,
             to,
             held,
-            due: row.due,
+            // What is in hand was due: if that is still to come, the clock was set back.
+            due: row.due.min(self.now()),
             attempts: row.attempts,
             now: self.now(),
             kind: None,

@@ -1,6 +1,6 @@
 //! An outbox that lives and dies with the process.
 
-use super::{Claim, Done, Erase, Erased, NotQueued, Outbox, OutboxError, Settle, Store, Write, Written};
+use super::{Claim, Done, Erase, Erased, NotQueued, Outbox, OutboxError, PullIn, Settle, Store, Write, Written};
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 use crate::{AcceptError, transaction::Connection};
 use crate::{
@@ -293,6 +293,7 @@ impl State {
             Write::Clean { before, keyed_before, limit } => Written::Count(self.clean(before, keyed_before, limit)),
             Write::Claim(claim) => Written::Claimed(self.claim(&claim)),
             Write::Age { lanes, before, now, limit } => self.age(&lanes, before, now, limit),
+            Write::PullIn(pull_in) => self.pull_in(pull_in),
             Write::OpenBreaker(open) => {
                 self.breakers.insert(open.lane.clone(), open);
                 Written::Done
@@ -397,6 +398,22 @@ impl State {
             }
         }
         Written::Ended(aged)
+    }
+
+    fn pull_in(&mut self, PullIn { now, latest, leapt: _ }: PullIn) -> Written {
+        let mut nearer: Vec<(TaskId, Micros)> = Vec::new();
+        for (due, key) in self.free.range((Micros(now.0.saturating_add(1)), 0)..(Micros::NEVER, 0)) {
+            let Some(entry) = self.rows.get(key) else { continue };
+            let since = entry.failed.iter().map(|attempt| attempt.time).fold(entry.row.first_due, Micros::max);
+            let pulled = due.before(since.since(now)).min(latest);
+            if pulled < *due {
+                nearer.push((entry.row.id, pulled));
+            }
+        }
+        for (id, due) in nearer {
+            self.change(id, now, |_| true, |row| row.due = due);
+        }
+        Written::Done
     }
 
     /// The oldest due rows of all queues that may be taken from.

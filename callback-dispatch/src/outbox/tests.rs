@@ -1,6 +1,6 @@
 //! The outboxes give the same answers, and keep the same rows.
 
-use super::{Claim, MemoryOutbox, Settle, SqliteOutbox, Store, Write, Written, write};
+use super::{Claim, MemoryOutbox, OutboxError, PullIn, Settle, SqliteOutbox, Store, Write, Written, write};
 use crate::{
     clock::Micros,
     dead_letter::{Cursor, DeadLetterQuery},
@@ -86,6 +86,11 @@ enum Step {
         age: i64,
     },
     Recover,
+    /// Both from the last time on.
+    PullIn {
+        now: i64,
+        latest: i64,
+    },
     /// Steps of different rows that share a transaction, and its statements.
     Together(Vec<(bool, Stage, bool, Option<usize>)>),
 }
@@ -119,6 +124,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (1..3usize).prop_map(|limit| Step::Expire { limit }),
         1 => (0..30i64).prop_map(|age| Step::Clean { age }),
         1 => Just(Step::Recover),
+        2 => (-20..20_i64, 0..20_i64).prop_map(|(now, latest)| Step::PullIn { now, latest }),
         3 => vec((stale(), to(), any::<bool>(), failed()), 2..ROWS).prop_map(Step::Together),
     ]
 }
@@ -314,6 +320,10 @@ impl Outboxes {
                 Write::Clean { before, keyed_before: Micros(before.0 - 10), limit: 100 }
             }
             Step::Recover => Write::Recover,
+            Step::PullIn { now, latest } => {
+                let now = Micros(self.now + now);
+                Write::PullIn(PullIn { now, latest: Micros(now.0 + latest), leapt: true })
+            }
             Step::Together(steps) => {
                 let mut writes = Vec::new();
                 for (row, (stale, to, held, failed)) in steps.into_iter().enumerate() {

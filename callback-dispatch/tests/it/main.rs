@@ -5,6 +5,7 @@ mod support;
 
 mod acceptance;
 mod cancellation;
+mod clock;
 mod close;
 mod completion;
 mod custom_sink;

@@ -6,7 +6,7 @@ use crate::{
     failpoint,
     lane::{LaneKey, OpenBreaker},
     outbox::{
-        Claim, Settle, Write, Written,
+        Claim, PullIn, Settle, Write, Written,
         codec::{Codec, Pair, Text},
     },
     row::{FailedRow, Idempotency, Order, Row, Stage, digest},
@@ -59,6 +59,21 @@ pub(super) const AGE: &str = "UPDATE callback_outbox SET stage = 12, ended_at = 
     SELECT o.seq FROM json_each(?2) AS l CROSS JOIN callback_outbox AS o \
     WHERE o.lane = l.value AND o.stage = 3 AND o.held = 0 AND o.due <= ?1 AND o.first_due < ?3 LIMIT ?4) \
     RETURNING id, order_key, stops";
+
+/// Whether the last row, or the last failed attempt, is of a time that is still to come.
+const FROM_THE_FUTURE: &str = "SELECT EXISTS (SELECT 1 FROM callback_outbox \
+        WHERE seq = (SELECT max(seq) FROM callback_outbox) AND accepted_at > ?1) \
+    OR EXISTS (SELECT 1 FROM callback_attempt \
+        WHERE rowid = (SELECT max(rowid) FROM callback_attempt) AND time > ?1)";
+
+const WAIT_FROM_NOW: &str = "UPDATE callback_outbox SET due = due - (v.since - ?1) FROM ( \
+        SELECT o.seq AS waiting, max(o.first_due, coalesce( \
+            (SELECT max(a.time) FROM callback_attempt AS a WHERE a.id = o.id), o.first_due)) AS since \
+        FROM callback_outbox AS o WHERE o.stage < 10 AND o.held = 0 AND o.due > ?1 AND o.due < ?2) AS v \
+    WHERE seq = v.waiting AND v.since > ?1";
+
+pub(super) const NOT_BEYOND: &str =
+    "UPDATE callback_outbox SET due = ?1 WHERE stage < 10 AND held = 0 AND due > ?1 AND due < ?2";
 
 /// The last of its key, and due only if it is the first, too.
 const ENQUEUE: &str = "UPDATE callback_outbox SET \
@@ -303,6 +318,13 @@ impl Rows {
                 Ok(Written::Count(ended.len() as u64))
             }
             Write::Age { lanes, before, now, limit } => self.age(connection, lanes, *before, *now, *limit).await,
+            Write::PullIn(PullIn { now, latest, leapt }) => {
+                if *leapt || query_scalar(FROM_THE_FUTURE).bind(now.0).fetch_one(&mut *connection).await? {
+                    query(WAIT_FROM_NOW).bind(now.0).bind(Micros::NEVER.0).execute(&mut *connection).await?;
+                }
+                query(NOT_BEYOND).bind(latest.0).bind(Micros::NEVER.0).execute(connection).await?;
+                Ok(Written::Done)
+            }
             Write::OpenBreaker(open) => {
                 let sql = "INSERT INTO callback_breaker (lane, owner, destination, times, until) VALUES (?, ?, ?, ?, ?) \
                            ON CONFLICT (lane) DO UPDATE SET times = excluded.times, until = excluded.until";

@@ -57,6 +57,10 @@ async fn steps_look_their_rows_up_by_id() {
 async fn what_is_due_is_found_by_its_index() {
     let (pool, _directory) = open().await;
     check(&pool, CLAIM, "SEARCH callback_outbox USING INDEX callback_outbox_pending (held=? AND due<?)").await;
+    check(&pool, NOT_BEYOND, "SEARCH callback_outbox USING INDEX callback_outbox_pending (held=? AND due>? AND due<?)")
+        .await;
+    check(&pool, FROM_THE_FUTURE, "SEARCH callback_outbox USING INTEGER PRIMARY KEY (rowid=?)").await;
+    check(&pool, WAIT_FROM_NOW, "SEARCH a USING INDEX callback_attempt_id (id=?)").await;
     check(&pool, MORE, "SEARCH callback_outbox USING INDEX callback_outbox_pending (held=? AND due<?)").await;
     check(&pool, CLAIM, "SEARCH callback_outbox USING INTEGER PRIMARY KEY (rowid=?)").await;
     check(&pool, read::NEXT_DUE, "SEARCH callback_outbox USING INDEX callback_outbox_pending (held=? AND due>?").await;
