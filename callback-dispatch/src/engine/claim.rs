@@ -49,12 +49,14 @@ impl Engine {
         // Whether due times were looked at: the clock may have been set back since the last process.
         let mut looked = false;
         loop {
-            let now = self.now();
             let leapt = self.set_back.swap(false, Ordering::AcqRel);
-            if (leapt || !looked) && !self.pull_in(now, leapt).await {
+            if (leapt || !looked) && !self.pull_in(leapt).await {
                 self.set_back.store(true, Ordering::Release);
             }
             looked = true;
+            // What was due by the time that was believed may have been passed over.
+            self.behind.fetch_or(leapt, Ordering::AcqRel);
+            let now = self.now();
             let is_due = next.is_some_and(|due| due <= now);
             if self.behind.swap(false, Ordering::AcqRel) || is_due {
                 seen = now;
@@ -92,10 +94,11 @@ impl Engine {
     }
 
     /// Brings near what waits for a time that the clock was set back from; false if it could not be stored.
-    async fn pull_in(&self, now: Micros, leapt: bool) -> bool {
+    async fn pull_in(&self, leapt: bool) -> bool {
         if leapt {
             tracing::warn!("the clock was set back: what waits for a retry waits from now on");
         }
+        let now = self.now();
         let pull_in = PullIn { now, latest: now.after(self.schedule.longest_step()), leapt };
         let pulled = write(&*self.store, Write::PullIn(pull_in)).await;
         pulled.inspect_err(|error| tracing::error!(error = %chain(error), "due times could not be looked at")).is_ok()
