@@ -5,7 +5,7 @@ use crate::{
     clock::Micros,
     lane::{LaneKey, OpenBreaker},
     outbox::{
-        Claim, Settle, Write, Written,
+        Claim, PullIn, Settle, Write, Written,
         codec::{Codec, Columns, Pair, Text},
     },
     row::{FailedRow, Idempotency, Order, OrderKey, Row, Stage, digest},
@@ -107,6 +107,25 @@ const AGE: &str = "\
     UPDATE callback_outbox AS o SET stage = 12, ended_at = $1, kind = coalesce(kind, 'timed out'), \
                                     turn = CASE WHEN stops THEN turn END \
     FROM aged WHERE o.seq = aged.seq RETURNING o.id, o.order_key, o.stops";
+
+/// Whether the last row, or the last failed attempt, is of a time that is still to come.
+const FROM_THE_FUTURE: &str = "\
+    SELECT coalesce((SELECT accepted_at FROM callback_outbox ORDER BY seq DESC LIMIT 1) > $1, false) \
+        OR coalesce((SELECT time FROM callback_attempt ORDER BY seq DESC LIMIT 1) > $1, false)";
+
+const WAIT_FROM_NOW: &str = "\
+    WITH waiting AS MATERIALIZED ( \
+        SELECT o.seq, greatest(o.first_due, (SELECT max(a.time) FROM callback_attempt AS a WHERE a.id = o.id)) AS since \
+        FROM callback_outbox AS o WHERE o.stage < 10 AND o.holder IS NULL AND o.due > $1 AND o.due < $2 \
+        FOR UPDATE OF o SKIP LOCKED) \
+    UPDATE callback_outbox AS o SET due = o.due - (waiting.since - $1) FROM waiting \
+    WHERE o.seq = waiting.seq AND waiting.since > $1";
+
+const NOT_BEYOND: &str = "\
+    WITH beyond AS MATERIALIZED ( \
+        SELECT seq FROM callback_outbox WHERE stage < 10 AND holder IS NULL AND due > $1 AND due < $2 \
+        FOR UPDATE SKIP LOCKED) \
+    UPDATE callback_outbox AS o SET due = $1 FROM beyond WHERE o.seq = beyond.seq";
 
 /// Held to the end of the transaction: else who joins a key and who leaves it, at once, would not see each other.
 const LOCK_KEYS: &str = "SELECT pg_advisory_xact_lock(key) FROM unnest($1::bigint[]) AS key";
@@ -417,6 +436,13 @@ async fn single(connection: &mut PgConnection, by: By<'_>, write: &Write) -> Res
             Ok(Written::Count(old.len() as u64))
         }
         Write::Age { lanes, before, now, limit } => age(connection, lanes, *before, *now, *limit).await,
+        Write::PullIn(PullIn { now, latest, leapt }) => {
+            if *leapt || query_scalar(FROM_THE_FUTURE).bind(now.0).fetch_one(&mut *connection).await? {
+                query(WAIT_FROM_NOW).bind(now.0).bind(Micros::NEVER.0).execute(&mut *connection).await?;
+            }
+            query(NOT_BEYOND).bind(latest.0).bind(Micros::NEVER.0).execute(connection).await?;
+            Ok(Written::Done)
+        }
         Write::OpenBreaker(open) => {
             let sql = "INSERT INTO callback_breaker (lane, owner, destination, times, until) VALUES ($1, $2, $3, $4, $5) \
                        ON CONFLICT (lane) DO UPDATE SET times = excluded.times, until = excluded.until";
