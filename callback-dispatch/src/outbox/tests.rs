@@ -1,6 +1,6 @@
 //! The outboxes give the same answers, and keep the same rows.
 
-use super::{Claim, MemoryOutbox, OutboxError, PullIn, Settle, SqliteOutbox, Store, Write, Written, write};
+use super::{Claim, MemoryOutbox, PullIn, Settle, SqliteOutbox, Store, Write, Written, write};
 use crate::{
     clock::Micros,
     dead_letter::{Cursor, DeadLetterQuery},

@@ -5,7 +5,7 @@ use crate::{
     clock::Micros,
     dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
     lane::OpenBreaker,
-    outbox::{Done, Erase, Erased, NotQueued, Store, Write},
+    outbox::{Done, Erase, Erased, NotQueued, Store, Write, Written},
     row::Row,
 };
 use async_trait::async_trait;
@@ -62,8 +62,8 @@ impl Store for Failing {
     async fn insert_in(
         &self,
         connection: crate::transaction::Connection<'_>,
-        row: std::sync::Arc<Row>,
-    ) -> Result<Written, crate::AcceptError> {
+        row: Arc<Row>,
+    ) -> Result<Written, AcceptError> {
         self.inner.insert_in(connection, row).await
     }
 
