@@ -3,9 +3,11 @@
 mod clock;
 mod disk;
 mod kill;
+mod postgres;
 mod process;
 mod receiver;
 mod report;
+mod server;
 mod service;
 mod trial;
 
@@ -26,6 +28,9 @@ const FAULTS: &[Fault] = &[
     Fault { name: "kill-random", make: kill::at_random },
     Fault { name: "disk-full", make: disk::full },
     Fault { name: "clock", make: clock::set },
+    Fault { name: "postgres-restart", make: postgres::restart },
+    Fault { name: "postgres-cut", make: postgres::cut },
+    Fault { name: "three-processes", make: postgres::three_processes },
 ];
 
 /// How every fault is made.

@@ -4,7 +4,6 @@ use callback_core::BoxError;
 use std::{
     env,
     io::{BufRead, BufReader, Write},
-    path::Path,
     process::{Child, ChildStdin, Command, Stdio},
     sync::mpsc::{Receiver, RecvTimeoutError, channel},
     thread::{self, JoinHandle},
@@ -35,11 +34,11 @@ pub(crate) struct Start<'a> {
 
 impl Process {
     /// Starts a service on this outbox. It says `ready` when it is.
-    pub(crate) fn start(outbox: &Path, start: Start<'_>) -> Result<Self, BoxError> {
+    pub(crate) fn start(outbox: &str, start: Start<'_>) -> Result<Self, BoxError> {
         // SIGXFSZ is ignored, so that a file's limit is an error that the service sees; an abort leaves no core.
         let mut command = Command::new("sh");
         command.args(["-c", "trap '' XFSZ; ulimit -c 0; exec \"$@\"", "sh"]).arg(env::current_exe()?);
-        command.args(["service", "--clock", &start.clock.to_string(), "--outbox"]).arg(outbox);
+        command.args(["service", "--clock", &start.clock.to_string(), "--outbox", outbox]);
         command.env_remove("CALLBACK_FAILPOINT");
         if let Some(failpoint) = start.failpoint {
             command.env("CALLBACK_FAILPOINT", failpoint);
@@ -70,6 +69,10 @@ impl Process {
     /// The next line that it says; none if it does not within `patience`, or is dead.
     pub(crate) fn hear(&self, patience: Duration) -> Option<String> {
         self.lines.recv_timeout(patience).ok()
+    }
+
+    pub(crate) fn is_dead(&mut self) -> bool {
+        self.child.try_wait().is_ok_and(|status| status.is_some())
     }
 
     /// What it says, until it is dead; an error if it does not die by itself.

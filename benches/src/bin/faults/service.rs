@@ -6,13 +6,13 @@
 
 use callback_core::{BoxError, Dsn, Policy, Rule, Schedule, TaskId};
 use callback_dispatch::{
-    AcceptError, Clock, Dispatcher, DispatcherBuilder, Interrupted, Lane, SqliteOutbox, Task, Work, Worker,
+    AcceptError, Clock, Dispatcher, DispatcherBuilder, Interrupted, Lane, Outbox, PostgresOutbox, SqliteOutbox, Task,
+    Work, Worker,
 };
 use callback_http::HttpSink;
 use serde_json::{Value, json};
 use std::{
     io::{self, BufRead, Write},
-    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicI64, Ordering},
@@ -23,9 +23,9 @@ use tokio::{runtime, sync::mpsc, time::sleep};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The outbox's file.
+    /// The outbox: a file, or the URL of a PostgreSQL.
     #[arg(long)]
-    outbox: PathBuf,
+    outbox: String,
 
     /// How far the clock is off at the start, in seconds.
     #[arg(long, default_value_t = 0, allow_hyphen_values = true)]
@@ -84,7 +84,12 @@ async fn serve(arguments: &Arguments) -> Result<(), BoxError> {
 }
 
 async fn builder(arguments: &Arguments) -> Result<DispatcherBuilder, BoxError> {
-    let outbox = SqliteOutbox::open(&arguments.outbox).await?;
+    let outbox: Arc<dyn Outbox> = if arguments.outbox.starts_with("postgres:") {
+        // Short, so that the work of a dead process does not wait long.
+        Arc::new(PostgresOutbox::builder().lease(Duration::from_secs(2)).connect(&arguments.outbox).await?)
+    } else {
+        Arc::new(SqliteOutbox::open(&arguments.outbox).await?)
+    };
     // Short and many, so that a receiver that comes back is found at once, and nothing is given up.
     let steps = [50, 100, 200, 400].map(Duration::from_millis).into_iter();
     let schedule = Schedule::new(steps.chain(std::iter::repeat_n(Duration::from_secs(1), 600)))?;

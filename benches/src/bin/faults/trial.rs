@@ -9,7 +9,6 @@ use crate::{
 use callback_core::BoxError;
 use std::{
     collections::{BTreeSet, HashSet},
-    path::PathBuf,
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
@@ -22,7 +21,9 @@ const WINDOW: usize = 32;
 
 pub(crate) struct Trial {
     pub(crate) receiver: Receiver,
-    folder: TempDir,
+    outbox: String,
+    /// Kept, and removed in the end.
+    _folder: TempDir,
     sent: u64,
     accepted: BTreeSet<String>,
     refused: HashSet<u64>,
@@ -32,9 +33,11 @@ pub(crate) struct Trial {
 
 impl Trial {
     pub(crate) fn new(setting: &Setting) -> Result<Self, BoxError> {
+        let folder = tempfile::tempdir_in(&setting.folder)?;
         Ok(Self {
             receiver: Receiver::start()?,
-            folder: tempfile::tempdir_in(&setting.folder)?,
+            outbox: folder.path().join("outbox.db").display().to_string(),
+            _folder: folder,
             sent: 0,
             accepted: BTreeSet::new(),
             refused: HashSet::new(),
@@ -42,13 +45,14 @@ impl Trial {
         })
     }
 
-    fn outbox(&self) -> PathBuf {
-        self.folder.path().join("outbox.db")
+    /// On another outbox than a file of its own.
+    pub(crate) fn on(setting: &Setting, outbox: String) -> Result<Self, BoxError> {
+        Ok(Self { outbox, ..Self::new(setting)? })
     }
 
     /// Starts a service, ready or not.
     pub(crate) fn begin(&self, start: Start<'_>) -> Result<Process, BoxError> {
-        Process::start(&self.outbox(), start)
+        Process::start(&self.outbox, start)
     }
 
     /// Starts a service that must become ready.
@@ -93,9 +97,13 @@ impl Trial {
             let now = WINDOW.saturating_sub(service.outstanding).min(requests - sent);
             self.send(service, now, 100);
             sent += now;
-            if let Some(line) = service.hear(left) {
-                service.outstanding = service.outstanding.saturating_sub(usize::from(line != "ready"));
-                self.note(&line);
+            match service.hear(left) {
+                Some(line) => {
+                    service.outstanding = service.outstanding.saturating_sub(usize::from(line != "ready"));
+                    self.note(&line);
+                }
+                None if service.is_dead() => return,
+                None => {}
             }
         }
     }
