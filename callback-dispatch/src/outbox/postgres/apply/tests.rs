@@ -84,8 +84,8 @@ async fn what_is_written_is_looked_up_by_index_with_statistics_and_without() {
         check_all(AGE, "20000 numbers 20000 256", &[("callback_outbox_lane", "lane = l"), aged]).await;
         let beyond = ("callback_outbox_pkey", "seq = beyond.seq");
         check_all(NOT_BEYOND, "19000 20000", &[("callback_outbox_pending", "due > "), beyond]).await;
-        let waiting = [("callback_outbox_pending", "due > "), ("callback_attempt_id", "id = o.id")];
-        check_all(WAIT_FROM_NOW, "19000 20000", &waiting).await;
+        let waiting = ("callback_outbox_pkey", "seq = waiting.seq");
+        check_all(WAIT_FROM_NOW, "19000 20000", &[("callback_outbox_pending", "due > "), waiting]).await;
         check_all(
             RELEASE_NEXT,
             "bodies numbers 1",
