@@ -81,8 +81,12 @@ impl Engine {
                 }
             }
         };
-        drop(permits);
-        self.store_outcome(row, &worker, &task, outcome, place).await
+        let (alone, run) = permits;
+        drop(run);
+        let next = self.store_outcome(row, &worker, &task, outcome, place).await;
+        // Until its result is stored it has the mark: no other may have one.
+        drop(alone);
+        next
     }
 
     /// Calls the handler within the task's limit.
