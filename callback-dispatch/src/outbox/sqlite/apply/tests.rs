@@ -1,6 +1,6 @@
 //! How SQLite goes about the statements: a scan of the outbox would make each write cost more than the last.
 
-use super::{super::SCHEMA, *};
+use super::{super::SCHEMA, claim::*, order::*, single::*, *};
 use crate::row::Stored;
 use callback_core::Message;
 use callback_store::{Database, Migrations};
