@@ -76,7 +76,7 @@ pub(crate) fn page(findings: &[Finding]) -> String {
 
 const HEAD: &str = "# Faults
 
-`scripts/faults --write` makes these faults, and wrote this page. A service (a `Dispatcher` with an `HttpSink`, and two workers: one
+`scripts/faults --seconds 60 --write` made these faults, and wrote this page. A service (a `Dispatcher` with an `HttpSink`, and two workers: one
 whose work is run again after a crash, one whose work is reported as interrupted) is a process of its own; the program sends
 it requests, breaks it, starts it again, and counts at a webhook receiver what arrives, by `webhook-id`. A request is
 *accepted* once its acknowledgment has arrived. *Lost* is what was accepted, and after the last start was neither delivered nor
