@@ -7,7 +7,10 @@ use crate::{
     trial::Trial,
 };
 use callback_core::BoxError;
-use std::process::Command;
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 /// How much the files may hold: less than one large request.
 const LIMIT: &str = "65536";
@@ -41,8 +44,15 @@ fn healed(setting: &Setting, times: usize, by_restart: bool) -> Result<Finding, 
         } else {
             limit(&service, "unlimited")?;
         }
-        trial.send(&mut service, 8, 100);
-        trial.answers(&mut service);
+        // A store that failed is left alone for a moment.
+        let (accepted, until) = (trial.accepted(), Instant::now() + Duration::from_secs(30));
+        while trial.accepted() < accepted + 8 {
+            if Instant::now() > until {
+                return Err("what was healed accepts nothing".into());
+            }
+            trial.send(&mut service, 1, 100);
+            trial.answers(&mut service);
+        }
         trial.times += 1;
     }
     let (done, why) = if by_restart {

@@ -60,6 +60,10 @@ impl Trial {
         self.begin(start)?.ready()?.ok_or_else(|| "the service died at its start".into())
     }
 
+    pub(crate) fn accepted(&self) -> usize {
+        self.accepted.len()
+    }
+
     pub(crate) fn refused(&self) -> usize {
         self.refused.len()
     }
