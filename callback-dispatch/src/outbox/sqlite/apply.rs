@@ -5,7 +5,9 @@ mod claim;
 mod order;
 mod single;
 
-pub(super) use bind::{add_text, not_sealed};
+#[cfg(feature = "seal")]
+pub(super) use bind::add_text;
+pub(super) use bind::not_sealed;
 
 use bind::{bind_attempt, bind_result, bind_row, bind_settle, ended_at};
 use order::{enqueue, leave};
