@@ -1,5 +1,6 @@
-//! What all handles share: acceptance, and the hand-over of what is stored.
+//! What all handles share, and the hand-over of what is stored.
 
+mod accept;
 mod claim;
 mod deliver;
 mod expire;
@@ -7,23 +8,20 @@ mod gone;
 mod outage;
 mod run;
 mod sweep;
+mod waiter;
 
 pub(crate) use expire::Expiring;
 pub(crate) use outage::Outage;
 
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
-use crate::transaction::Connection;
 use crate::{
-    AcceptError, Clock, Event, Handler, Interrupted, OutboxError, Work, WorkerError,
+    Clock, Handler, Interrupted, WorkerError,
     clock::Micros,
-    failpoint,
     lane::{Lanes, OpenLane, Pool, Slot},
-    measure,
     notice::Notices,
-    outbox::{NotQueued, Store, Write, Written},
-    row::{Idempotency, Order, OrderKey, Request, Row, Stage, Stored},
+    outbox::{Store, Write, Written},
+    row::Row,
 };
-use callback_core::{Acknowledgment, Dsn, DsnError, Keys, Message, MessageId, Schedule, Sink, TaskId};
+use callback_core::{Dsn, DsnError, Keys, Schedule, Sink, TaskId};
 use std::{
     collections::{HashMap, hash_map::Entry},
     fmt,
@@ -36,22 +34,16 @@ use std::{
 use tokio::{
     runtime::Handle,
     sync::{Notify, Semaphore, oneshot},
-    time::{Instant, sleep},
+    time::sleep,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
-
-/// How long a commit of unknown outcome is asked about.
-const ASK_FOR: Duration = Duration::from_secs(5);
 
 /// The longest wait until a write that failed is tried again.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// A clock that is set back by less is a clock.
 const LEAP: Duration = Duration::from_secs(1);
-
-/// What an overloaded dispatcher tells its clients to wait.
-const OVERLOADED: Duration = Duration::from_secs(1);
 
 pub(crate) struct Engine {
     pub(crate) store: Arc<dyn Store>,
@@ -199,223 +191,6 @@ impl Engine {
         Ok(())
     }
 
-    /// Stores a task and hands it on.
-    pub(crate) async fn accept(self: &Arc<Self>, worker: &Arc<str>, work: Work) -> Result<Acknowledgment, AcceptError> {
-        let row = self.task_row(worker, work)?;
-        let dsn = row.dsn.clone();
-        Ok(Acknowledgment::new(self.insert(row).await?, dsn))
-    }
-
-    /// Stores an event and hands it on.
-    pub(crate) async fn publish(self: &Arc<Self>, event: Event) -> Result<MessageId, AcceptError> {
-        let row = self.event_row(event)?;
-        Ok(self.insert(row).await?.into())
-    }
-
-    /// Stores a task in a transaction of the user's own; nothing is handed on.
-    #[cfg(any(feature = "sqlite", feature = "postgres"))]
-    pub(crate) async fn accept_in(
-        &self,
-        connection: Connection<'_>,
-        worker: &Arc<str>,
-        work: Work,
-    ) -> Result<Acknowledgment, AcceptError> {
-        let row = self.task_row(worker, work)?;
-        let dsn = row.dsn.clone();
-        Ok(Acknowledgment::new(self.insert_in(connection, row).await?, dsn))
-    }
-
-    /// Stores an event in a transaction of the user's own; nothing is handed on.
-    #[cfg(any(feature = "sqlite", feature = "postgres"))]
-    pub(crate) async fn publish_in(&self, connection: Connection<'_>, event: Event) -> Result<MessageId, AcceptError> {
-        let row = self.event_row(event)?;
-        Ok(self.insert_in(connection, row).await?.into())
-    }
-
-    #[cfg(any(feature = "sqlite", feature = "postgres"))]
-    async fn insert_in(&self, connection: Connection<'_>, row: Row) -> Result<TaskId, AcceptError> {
-        if self.closing.is_cancelled() {
-            return Err(AcceptError::Closed);
-        }
-        let new = row.id;
-        match self.store.insert_in(connection, Arc::new(row)).await? {
-            Written::Known { id, same: true } => Ok(id),
-            Written::Known { same: false, .. } => Err(AcceptError::Conflict),
-            _ => Ok(new),
-        }
-    }
-
-    fn task_row(&self, worker: &Arc<str>, work: Work) -> Result<Row, AcceptError> {
-        let Work { payload, dsn, owner, ordering_key, context, expires_in, idempotency_key } = work;
-        self.check_size(payload.body().len())?;
-        if let Some(dsn) = &dsn {
-            self.check(dsn)?;
-        }
-        let id = TaskId::new();
-        if context.correlation_id.is_some() || !context.pass_on.is_empty() {
-            // What its result could not carry is refused before the acknowledgment.
-            let mut message = Message::builder("callback").id(id.into());
-            for (name, value) in &context.pass_on {
-                message = message.header(name, value);
-            }
-            if let Some(correlation_id) = &context.correlation_id {
-                message = message.correlation_id(correlation_id);
-            }
-            message.build()?;
-        }
-        let now = self.now();
-        let work = Request { context, payload };
-        let idempotency =
-            idempotency_key.map(|key| Idempotency::new(worker, owner.as_deref(), &key, &work, dsn.as_ref()));
-        Ok(Row {
-            id,
-            token: 0,
-            stage: Stage::Accepted,
-            held: false,
-            due: now,
-            worker: Some(Arc::clone(worker)),
-            owner: owner.map(Arc::from),
-            order: dsn.as_ref().zip(ordering_key).map(|(dsn, key)| self.order(dsn, &key)),
-            dsn,
-            starts: 0,
-            attempts: 0,
-            accepted_at: now,
-            first_due: now,
-            expires: expires_in.map_or(Micros::NEVER, |wait| now.after(wait)),
-            idempotency,
-            work: Some(Arc::new(work)),
-            result: None,
-        })
-    }
-
-    pub(crate) fn event_row(&self, event: Event) -> Result<Row, AcceptError> {
-        let Event { dsn, event_type, payload, id: event_id, subject, owner, ordering_key, expires_in } = event;
-        self.check_size(payload.body().len())?;
-        self.check(&dsn)?;
-        let (id, now) = (TaskId::new(), self.now());
-        let mut message = Message::builder(event_type)
-            .id(id.into())
-            .source(&self.source)
-            .subject(subject.unwrap_or_else(|| id.to_string()))
-            .time(now.to_system())
-            .payload(payload);
-        if let Some(event_id) = event_id {
-            message = message.event_id(event_id);
-        }
-        let stored = Stored { message: message.build()?, failed: false, traceparent: None };
-        Ok(Row {
-            id,
-            token: 0,
-            stage: Stage::Delivering,
-            held: false,
-            due: now,
-            worker: None,
-            owner: owner.map(Arc::from),
-            order: ordering_key.map(|key| self.order(&dsn, &key)),
-            dsn: Some(dsn),
-            starts: 0,
-            attempts: 0,
-            accepted_at: now,
-            first_due: now,
-            expires: expires_in.map_or(Micros::NEVER, |wait| now.after(wait)),
-            idempotency: None,
-            work: None,
-            result: Some(Arc::new(stored)),
-        })
-    }
-
-    /// What keeps a message behind those of the same key.
-    fn order(&self, dsn: &Dsn, key: &str) -> Order {
-        Order { key: OrderKey::new(dsn, key), stops: self.lanes.bounds().stops(&dsn.destination()) }
-    }
-
-    fn check_size(&self, bytes: usize) -> Result<(), AcceptError> {
-        if bytes > self.body_limit { Err(AcceptError::TooLarge { limit: self.body_limit }) } else { Ok(()) }
-    }
-
-    /// Stores a new row, unless the request is known; its id, or that of the known one.
-    async fn insert(self: &Arc<Self>, mut row: Row) -> Result<TaskId, AcceptError> {
-        if self.closing.is_cancelled() {
-            return Err(AcceptError::Closed);
-        }
-        if self.outage.is_on() {
-            return Err(AcceptError::Outbox(OutboxError::not_stored("results wait to be stored first")));
-        }
-        let overloaded = AcceptError::Overloaded { retry_after: OVERLOADED };
-        let Some(waiting) = self.accepting.take(row.size()) else { return Err(overloaded) };
-        let waiting = (waiting, self.writes.take_anyway(1));
-        let place = self.reserve(&row);
-        row.held = place.is_some();
-        let row = Arc::new(row);
-        let (sender, receiver) = oneshot::channel();
-        let (engine, stored) = (Arc::clone(self), Arc::clone(&row));
-        // The hand-over happens where the commit is known, so that a caller who gives up loses nothing.
-        let done = Box::new(move |result: Result<Written, OutboxError>| {
-            drop(waiting);
-            match result {
-                Ok(Written::Known { id, same }) => {
-                    drop(place);
-                    let _ = sender.send(if same { Ok(id) } else { Err(AcceptError::Conflict) });
-                }
-                Ok(_) => {
-                    measure::accepted(&stored);
-                    failpoint::reach("after-insert");
-                    let id = stored.id;
-                    engine.expiring.expect(stored.expires);
-                    engine.hand_over(stored, place);
-                    let _ = sender.send(Ok(id));
-                }
-                Err(error) if error.is_unknown() => {
-                    let tasks = engine.tasks.clone();
-                    let runtime = engine.runtime.clone();
-                    tasks.spawn_on(async move { sender.send(engine.ask(stored, place, error).await) }, &runtime);
-                }
-                Err(error) => _ = sender.send(Err(AcceptError::Outbox(error))),
-            }
-        });
-        self.store.submit(Write::Insert(row), done).map_err(|refused| match refused {
-            NotQueued::Full => overloaded,
-            NotQueued::Closed => AcceptError::Closed,
-        })?;
-        let closed = || Err(AcceptError::Outbox(OutboxError::unknown("the outbox was closed")));
-        receiver.await.unwrap_or_else(|_| closed())
-    }
-
-    /// Asks whether a row was stored whose commit had no clear answer, and hands it over if it was.
-    async fn ask(
-        self: Arc<Self>,
-        row: Arc<Row>,
-        place: Option<Place>,
-        error: OutboxError,
-    ) -> Result<TaskId, AcceptError> {
-        let until = Instant::now() + ASK_FOR;
-        loop {
-            match self.store.find(row.id).await {
-                Ok(Some(_)) => {
-                    measure::accepted(&row);
-                    self.expiring.expect(row.expires);
-                    let id = row.id;
-                    self.hand_over(row, place);
-                    return Ok(id);
-                }
-                // What a failed commit left in the log may yet be found by a recovery: only after a later commit is it
-                // known to be gone, and if it comes back before that, it comes back cancelled.
-                Ok(None) => {
-                    let cancel = Write::Cancel { id: row.id, now: self.now() };
-                    if crate::outbox::write(&*self.store, cancel).await.is_ok() {
-                        return Err(AcceptError::Outbox(OutboxError::not_stored(error)));
-                    }
-                    if Instant::now() >= until {
-                        return Err(AcceptError::Outbox(error));
-                    }
-                    sleep(Duration::from_millis(100)).await;
-                }
-                Err(_) if Instant::now() < until => sleep(Duration::from_millis(100)).await,
-                Err(_) => return Err(AcceptError::Outbox(error)),
-            }
-        }
-    }
-
     /// A place in memory for a row; none if it must stay in the store for now.
     pub(crate) fn reserve(&self, row: &Row) -> Option<Place> {
         let memory = self.memory.take(row.size())?;
@@ -516,13 +291,6 @@ impl Engine {
         waiting.into_iter().flatten().for_each(|waiting| _ = waiting.send(()));
     }
 
-    /// Begins to wait for the end of a task.
-    pub(crate) fn waiter(&self, id: TaskId) -> Waiter<'_> {
-        let (sender, over) = oneshot::channel();
-        self.state().waiting.entry(id).or_default().push(sender);
-        Waiter { engine: self, id, over }
-    }
-
     pub(crate) fn worker(&self, name: &str) -> Option<Arc<WorkerEntry>> {
         self.state().workers.get(name).cloned()
     }
@@ -553,33 +321,6 @@ impl Engine {
     pub(crate) fn forget(&self) {
         let State { workers, in_hand, waiting, .. } = std::mem::take(&mut *self.state());
         drop((workers, in_hand, waiting));
-    }
-}
-
-/// Waits for the end of a task; once dropped, nothing remembers it.
-#[derive(Debug)]
-pub(crate) struct Waiter<'a> {
-    engine: &'a Engine,
-    id: TaskId,
-    over: oneshot::Receiver<()>,
-}
-
-impl Waiter<'_> {
-    /// Resolves when the task is over, or the dispatcher is.
-    pub(crate) async fn over(&mut self) {
-        let _ = (&mut self.over).await;
-    }
-}
-
-impl Drop for Waiter<'_> {
-    fn drop(&mut self) {
-        self.over.close();
-        if let Entry::Occupied(mut waiting) = self.engine.state().waiting.entry(self.id) {
-            waiting.get_mut().retain(|other| !other.is_closed());
-            if waiting.get().is_empty() {
-                waiting.remove();
-            }
-        }
     }
 }
 
