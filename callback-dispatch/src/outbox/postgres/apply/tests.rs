@@ -1,6 +1,12 @@
 //! How PostgreSQL goes about the statements: a scan of the outbox would make each write cost more than the last.
 
-use super::{super::tests::Schema, *};
+use super::{
+    super::{lease, read, tests::Schema},
+    claim::{CLAIM, CLAIM_LANES, CLAIM_WORKER, MORE},
+    order::{ENQUEUE, QUEUE, RELEASE_NEXT},
+    single::{AGE, CLEAN, CLEAN_KEYED, EXPIRE, KNOWN, NOT_BEYOND, PURGE, REPLAY, WAIT_FROM_NOW},
+    *,
+};
 use sqlx::{AssertSqlSafe, Connection, Executor};
 
 /// What stands for each parameter: many values of the array types.

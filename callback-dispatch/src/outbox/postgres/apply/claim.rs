@@ -1,0 +1,96 @@
+//! Due rows are taken into the hands of a process.
+
+use super::bind::{column, count};
+use crate::{
+    lane::LaneKey,
+    outbox::{
+        Claim,
+        codec::Codec,
+        postgres::{read, text::stored},
+    },
+    row::Row,
+};
+use sqlx::{Error, PgConnection, query, query_scalar};
+
+/// How many due rows are looked through, oldest first, before lanes and workers are asked one by one.
+pub(super) const LOOKED_THROUGH: i64 = 1_024;
+
+/// How many rows of one lane are taken where lanes are asked one by one.
+pub(super) const A_LANE: i64 = 16;
+
+/// Rows that another process is about to take are passed over.
+pub(super) const CLAIM: &str = "\
+    WITH taken AS MATERIALIZED ( \
+        SELECT o.seq FROM (SELECT seq, due FROM callback_outbox \
+                           WHERE stage < 10 AND holder IS NULL AND due <= $1 ORDER BY due, seq LIMIT $5) AS looked \
+        JOIN callback_outbox AS o ON o.seq = looked.seq AND o.stage < 10 AND o.holder IS NULL \
+        WHERE CASE WHEN o.stage <= 1 THEN o.worker = ANY ($2::text[]) ELSE NOT o.lane = ANY ($3::bigint[]) END \
+        ORDER BY looked.due, looked.seq LIMIT $4 FOR UPDATE OF o SKIP LOCKED) \
+    UPDATE callback_outbox AS o SET holder = $6, token = token + 1 FROM taken WHERE o.seq = taken.seq RETURNING o.*";
+
+pub(super) const MORE: &str = "\
+    SELECT EXISTS (SELECT 1 FROM callback_outbox WHERE stage < 10 AND holder IS NULL AND due <= $1 \
+                   ORDER BY due, seq LIMIT 1 OFFSET $2)";
+
+/// Steps from lane to lane on the index, so that a lane costs the same with one row as with a million.
+pub(super) const CLAIM_LANES: &str = "\
+    WITH RECURSIVE lanes (lane) AS ( \
+        SELECT min(lane) FROM callback_outbox WHERE stage = 3 AND holder IS NULL AND lane > $4 \
+        UNION ALL \
+        SELECT (SELECT min(o.lane) FROM callback_outbox AS o \
+                WHERE o.stage = 3 AND o.holder IS NULL AND o.lane > l.lane) \
+        FROM lanes AS l WHERE l.lane <= $5), \
+    taken AS MATERIALIZED ( \
+        SELECT i.seq FROM lanes AS l CROSS JOIN LATERAL ( \
+            SELECT seq FROM callback_outbox \
+            WHERE lane = l.lane AND stage = 3 AND holder IS NULL AND due <= $1 \
+            ORDER BY due LIMIT $6 FOR UPDATE SKIP LOCKED) AS i \
+        WHERE l.lane <= $5 AND NOT l.lane = ANY ($2::bigint[]) LIMIT $3) \
+    UPDATE callback_outbox AS o SET holder = $7, token = token + 1 FROM taken WHERE o.seq = taken.seq RETURNING o.*";
+
+pub(super) const CLAIM_WORKER: &str = "\
+    WITH taken AS MATERIALIZED ( \
+        SELECT seq FROM callback_outbox WHERE worker = $1 AND stage <= 1 AND holder IS NULL AND due <= $2 \
+        ORDER BY due LIMIT $3 FOR UPDATE SKIP LOCKED) \
+    UPDATE callback_outbox AS o SET holder = $4, token = token + 1 FROM taken WHERE o.seq = taken.seq RETURNING o.*";
+
+pub(super) async fn claim(
+    connection: &mut PgConnection,
+    codec: &Codec,
+    holder: i64,
+    claim: &Claim,
+) -> Result<Vec<Row>, Error> {
+    let Claim { now, limit, workers, left_out } = claim;
+    let left_out = column(left_out, LaneKey::number);
+    let mut lines = query(CLAIM)
+        .bind(now.0)
+        .bind(column(workers, |name| stored(name)))
+        .bind(&left_out)
+        .bind(count(*limit))
+        .bind(LOOKED_THROUGH)
+        .bind(holder)
+        .fetch_all(&mut *connection)
+        .await?;
+    let passed_over = LOOKED_THROUGH.saturating_sub(count(lines.len()));
+    if lines.len() < *limit && query_scalar(MORE).bind(now.0).bind(passed_over).fetch_one(&mut *connection).await? {
+        for worker in workers {
+            let left = count(limit.saturating_sub(lines.len()));
+            let claimed = query(CLAIM_WORKER).bind(stored(worker)).bind(now.0).bind(left).bind(holder);
+            lines.extend(claimed.fetch_all(&mut *connection).await?);
+        }
+        // Each time from another lane on, so that all have their turn.
+        let start = now.0.wrapping_mul(0x9E37_79B9_7F4A_7C15_u64.cast_signed());
+        for (above, to) in [(start, i64::MAX), (i64::MIN, start)] {
+            let left = count(limit.saturating_sub(lines.len()));
+            let claimed = query(CLAIM_LANES).bind(now.0).bind(&left_out).bind(left).bind(above).bind(to);
+            lines.extend(claimed.bind(A_LANE).bind(holder).fetch_all(&mut *connection).await?);
+        }
+    }
+    let mut rows = lines
+        .iter()
+        // One unreadable row, of a newer version perhaps, must not keep the others back. It stays held.
+        .filter_map(|line| read::row(codec, line).inspect_err(|error| read::tell_unreadable(line, error)).ok())
+        .collect::<Vec<Row>>();
+    rows.sort_by_key(|row| (row.due, row.id));
+    Ok(rows)
+}
