@@ -8,13 +8,13 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use callback_core::{Keys, RpcError, RpcRequest, RpcResponse, Sink};
+use callback_core::{Dsn, Keys, RpcError, RpcRequest, RpcResponse, Sink};
 use callback_dispatch::{Dispatcher, Interrupted, MemoryOutbox, SqliteOutbox, Task};
 use callback_http::server::{RpcHandler, RpcLayer};
 use futures_util::future::join_all;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::{error::Error, fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{error::Error, fmt, net::SocketAddr, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 use tokio::time::sleep;
 
 /// How the service is set up.
@@ -29,6 +29,8 @@ pub struct Settings {
     pub keys: Keys,
     /// How long processing an order takes.
     pub work: Duration,
+    /// Where results go of those who ask for `"$rpc.callback": true`.
+    pub topic: Option<Dsn>,
 }
 
 /// Where accepted calls live: `sqlite:PATH`, or `memory:`.
@@ -73,21 +75,24 @@ impl OrderService {
     /// Starts the service; what an earlier process left in the store goes on.
     ///
     /// # Errors
-    /// When the store cannot be opened, another process has it, or the address is taken.
-    pub async fn start(settings: Settings, sink: impl Sink) -> Result<Self, Box<dyn Error + Send + Sync>> {
+    /// When the store cannot be opened, another process has it, the address is taken, or no sink serves the topic.
+    pub async fn start(settings: Settings, sinks: Vec<Arc<dyn Sink>>) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let builder = match &settings.store {
             Store::Memory => Dispatcher::builder(MemoryOutbox::new()),
             Store::Sqlite(path) => Dispatcher::builder(SqliteOutbox::open(path).await?),
         };
+        let builder = sinks.into_iter().fold(builder, |builder, sink| builder.sink(sink));
         let public_keys = Json(json!({ "keys": settings.keys.public_keys() }));
-        let dispatcher = builder.sink(sink).signer(settings.keys).source("/orders").start().await?;
+        let dispatcher = builder.signer(settings.keys).source("/orders").start().await?;
 
         let orders = Router::new().route("/rpc", post(order)).with_state(settings.work);
         let worker =
             dispatcher.worker("orders", Interrupted::RunAgain).concurrency(256).run(RpcHandler::new(orders.clone()))?;
+        let layer = RpcLayer::builder(worker);
+        let layer = settings.topic.into_iter().fold(layer, |layer, topic| layer.topic(topic)).build()?;
         let app = orders
             // On the routes alone: a wrong path is no call, and stays a 404.
-            .route_layer(RpcLayer::new(worker))
+            .route_layer(layer)
             .route("/.well-known/callback-keys", get(move || async move { public_keys.clone() }));
 
         let server = Server::start(settings.listen, app).await?;

@@ -12,6 +12,7 @@ use callback_http::HttpSink;
 use serde_json::{Value, json};
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 use tokio::{
@@ -35,12 +36,13 @@ pub(crate) async fn run() -> Result<(), BoxError> {
     let webhook = Router::new().route("/order/callback", post(receive)).with_state(receiver);
     let webhook = Server::start(LOOPBACK, webhook).await?;
 
-    let settings = Settings { listen: LOOPBACK, store: store.clone(), keys: Keys::from(signer), work: WORK };
+    let settings =
+        Settings { listen: LOOPBACK, store: store.clone(), keys: Keys::from(signer), work: WORK, topic: None };
     let sink = StandIn {
         inner: HttpSink::builder().policy(Policy::default().allow(Rule::loopback())).build()?,
         receiver: webhook.address(),
     };
-    let service = OrderService::start(settings, sink).await?;
+    let service = OrderService::start(settings, vec![Arc::new(sink)]).await?;
     println!("service   http://{}/rpc", service.address());
     println!("receiver  http://{}/order/callback, which stands in for https://example.com here", webhook.address());
 

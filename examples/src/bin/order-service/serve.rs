@@ -1,9 +1,9 @@
 //! The service, for any client and receiver.
 
-use callback_core::{BoxError, Keys, Policy, Rule, Signer};
+use callback_core::{BoxError, Dsn, Keys, Policy, Rule, Signer, Sink};
 use callback_examples::{OrderService, Settings, Store};
 use callback_http::HttpSink;
-use std::{io::Write, net::SocketAddr, time::Duration};
+use std::{io::Write, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(clap::Args)]
@@ -23,6 +23,10 @@ pub(crate) struct Arguments {
     /// Opens addresses or hosts to callbacks, over plain http too: 127.0.0.0/8, *.example.com; default: public, https only
     #[arg(long, env = "ORDER_SERVICE_ALLOW", value_delimiter = ',', num_args = 1.., value_name = "RULE")]
     allow: Vec<Rule>,
+
+    /// Where results go of those who ask for "$rpc.callback": true, as a DSN
+    #[arg(long, env = "ORDER_SERVICE_TOPIC", value_name = "DSN")]
+    topic: Option<Dsn>,
 
     /// How long processing an order takes, in milliseconds
     #[arg(long, env = "ORDER_SERVICE_WORK", default_value_t = 500, value_name = "MS")]
@@ -46,10 +50,12 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), BoxError> {
         store: arguments.store.clone(),
         keys,
         work: Duration::from_millis(arguments.work),
+        topic: arguments.topic,
     };
+    let sinks: Vec<Arc<dyn Sink>> = vec![Arc::new(HttpSink::builder().policy(policy).build()?)];
     // Before the service says that it is there: a signal must find somebody.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let service = OrderService::start(settings, HttpSink::builder().policy(policy).build()?).await?;
+    let service = OrderService::start(settings, sinks).await?;
     say(&format!("listening on http://{}/rpc, storing in {}", service.address(), arguments.store));
 
     tokio::select! {
