@@ -22,6 +22,9 @@ mod rpc;
 mod keys;
 mod memory;
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
+
 pub use ack::Acknowledgment;
 pub use async_trait::async_trait;
 pub use attempt::Attempt;

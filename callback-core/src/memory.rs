@@ -8,9 +8,12 @@ use std::{
     future::poll_fn,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Poll, Waker},
+    time::Instant,
 };
 
 /// Delivers to named channels of this process: `memory://name`. Clones share the channels.
+///
+/// It reads the system's clock once a delivery, to refuse what is past its deadline.
 ///
 /// ```
 /// use callback_core::{Dsn, MemorySink, Sink};
@@ -88,7 +91,12 @@ impl MemorySink {
     }
 }
 
+const SCHEMES: [&str; 1] = ["memory"];
+
 fn name(dsn: &Dsn) -> Result<String, DsnError> {
+    if dsn.scheme() != SCHEMES[0] {
+        return Err(DsnError::unknown_scheme(dsn.scheme(), &SCHEMES));
+    }
     dsn.params().finish()?;
     let name = dsn.authority();
     if name.is_empty() || name.contains([':', '@']) || !matches!(dsn.path(), "" | "/") {
@@ -100,7 +108,7 @@ fn name(dsn: &Dsn) -> Result<String, DsnError> {
 #[async_trait]
 impl Sink for MemorySink {
     fn schemes(&self) -> &[&str] {
-        &["memory"]
+        &SCHEMES
     }
 
     fn check(&self, dsn: &Dsn) -> Result<(), DsnError> {
@@ -112,6 +120,9 @@ impl Sink for MemorySink {
         let mut state = self.state();
         if state.closed {
             return Err(SinkError::unavailable("the sink is closed"));
+        }
+        if attempt.deadline() <= Instant::now() {
+            return Err(SinkError::timed_out("the deadline is over"));
         }
         let channel = state.channels.entry(name).or_default();
         if let Some(error) = channel.failures.pop_front() {
@@ -137,10 +148,13 @@ impl fmt::Debug for MemorySink {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::{Instant, SystemTime};
+    use std::time::{Duration, SystemTime};
 
     fn message() -> (Message, Attempt) {
-        (Message::builder("a").build().expect("valid"), Attempt::new(1, SystemTime::now(), Instant::now()))
+        (
+            Message::builder("a").build().expect("valid"),
+            Attempt::new(1, SystemTime::now(), Instant::now() + Duration::from_secs(60)),
+        )
     }
 
     fn dsn(text: &str) -> Dsn {

@@ -1,0 +1,77 @@
+#![expect(clippy::missing_errors_doc, reason = "a clause fails when it is skipped, or the sink breaks it")]
+//! What must never be printed.
+
+use super::{
+    Fault, Harness, Unproved,
+    probe::{Probe, attempt, build, message},
+    prove::ensure,
+};
+use crate::{Dsn, Message, Sink};
+use std::{error::Error, fmt::Write, time::Duration};
+
+const BODY: &str = "planted-in-the-body";
+const HEADER: &str = "planted-in-a-header";
+
+/// Neither errors nor the sink's `Debug` hold a password, a query value, a header value or a body, whatever fails.
+pub async fn no_secret_is_printed<H: Harness>(harness: &H) -> Result<(), Unproved> {
+    let probe = Probe::new(harness);
+    let mut secrets = harness.secrets();
+    secrets.extend(secrets_of(&probe.dsn));
+    secrets.extend([BODY.to_owned(), HEADER.to_owned()]);
+    let mut printed = format!("{:?}", probe.sink);
+    let wait = Duration::from_secs(1);
+    let faults = [Fault::Refuse, Fault::Throttle(None), Fault::Throttle(Some(wait)), Fault::Stall, Fault::Outage];
+    for fault in [None].into_iter().chain(faults.map(Some)).chain([Some(Fault::Disconnect)]) {
+        if let Some(fault) = fault
+            && harness.inject(fault).await.is_err()
+        {
+            continue;
+        }
+        print(&mut printed, &probe, &planted()).await?;
+        harness.heal().await;
+    }
+    let began = std::time::Instant::now();
+    let over = attempt(1, began.checked_sub(wait).unwrap_or(began));
+    if let Err(error) = probe.deliver(&planted(), over).await? {
+        print_error(&mut printed, &error);
+    }
+    if let Err(error) = probe.sink.close().await {
+        print_error(&mut printed, &error);
+    }
+    print(&mut printed, &probe, &planted()).await?;
+    let _ = write!(printed, " {:?}", probe.sink);
+    for secret in secrets {
+        ensure!(!printed.contains(&secret), "`{secret}` is printed: {printed}");
+    }
+    Ok(())
+}
+
+fn planted() -> Message {
+    build(message(BODY).header("x-conformance", HEADER))
+}
+
+async fn print<H: Harness>(printed: &mut String, probe: &Probe<'_, H>, message: &Message) -> Result<(), Unproved> {
+    if let Err(error) = probe.deliver(message, attempt(1, probe.soon())).await? {
+        print_error(printed, &error);
+    }
+    let _ = write!(printed, " {:?}", probe.sink);
+    Ok(())
+}
+
+/// Every level of an error, in both forms.
+fn print_error(printed: &mut String, error: &dyn Error) {
+    let mut level = Some(error);
+    while let Some(error) = level {
+        let _ = write!(printed, " {error} {error:?}");
+        level = error.source();
+    }
+}
+
+/// User, password and query values, as written and decoded, that are long enough to be told from other text.
+fn secrets_of(dsn: &Dsn) -> Vec<String> {
+    let values = dsn.query().unwrap_or_default().split('&').filter_map(|parameter| Some(parameter.split_once('=')?.1));
+    let mut secrets: Vec<String> = values.map(str::to_owned).collect();
+    secrets.extend([dsn.username(), dsn.password()].into_iter().flatten().map(str::to_owned));
+    secrets.retain(|secret| secret.len() >= 8);
+    secrets
+}

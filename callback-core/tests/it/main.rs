@@ -1,0 +1,3 @@
+//! The conformance kit from outside.
+
+mod memory;
