@@ -45,6 +45,8 @@ struct Inner {
     in_flight: TaskTracker,
 }
 
+const SCHEMES: [&str; 2] = ["http", "https"];
+
 /// How much of an answer is read.
 const ANSWER_LIMIT: usize = 64 << 10;
 
@@ -129,10 +131,13 @@ async fn drain(response: &mut Response) -> Result<(), SinkError> {
 #[async_trait]
 impl Sink for HttpSink {
     fn schemes(&self) -> &[&str] {
-        &["http", "https"]
+        &SCHEMES
     }
 
     fn check(&self, dsn: &Dsn) -> Result<(), DsnError> {
+        if !SCHEMES.contains(&dsn.scheme()) {
+            return Err(DsnError::unknown_scheme(dsn.scheme(), &SCHEMES));
+        }
         Ok(self.0.policy.judge(dsn)?)
     }
 
