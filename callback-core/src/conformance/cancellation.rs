@@ -7,7 +7,7 @@ use super::{
     prove::ensure,
 };
 use crate::Sink;
-use std::time::Duration;
+use std::{future::poll_fn, task::Poll, time::Duration};
 use tokio::time;
 
 /// How many deliveries are dropped.
@@ -20,14 +20,19 @@ pub async fn dropped_deliveries_leave_the_sink_usable<H: Harness>(harness: &H) -
     for number in 0..DROPPED {
         let message = plain();
         let attempt_of_it = attempt(1, probe.ample());
-        let delivery = probe.sink.deliver(&probe.dsn, &message, &attempt_of_it);
-        // Zero drops it after its first poll; the times grow to 5 ms, past a quick delivery's end.
-        let after = Duration::from_micros(u64::from(number * number) % 5_000);
-        if number % 8 != 0 {
-            let _ = time::timeout(after, delivery).await;
-        } else {
-            drop(delivery);
-        }
+        let mut delivery = probe.sink.deliver(&probe.dsn, &message, &attempt_of_it);
+        // After its first poll, its second, and so on: each is another place in the sink's code.
+        let mut polls = number % 8 + 1;
+        let part = poll_fn(|context| {
+            polls -= 1;
+            match delivery.as_mut().poll(context) {
+                Poll::Pending if polls > 0 => Poll::Pending,
+                _ => Poll::Ready(()),
+            }
+        });
+        // Nobody may wake it as often.
+        let _ = time::timeout(Duration::from_millis(5), part).await;
+        drop(delivery);
         dropped.push(message);
         if number % 4 == 0 {
             let message = plain();

@@ -7,11 +7,8 @@ use super::{
     prove::ensure,
 };
 use crate::{ErrorKind, Sink};
-use std::{future::poll_fn, task::Poll, time::Duration};
+use std::{future::poll_fn, task::Poll, time::Instant};
 use tokio::time;
-
-/// How long a delivery that `close` has settled may take to say so.
-const SAYING_SO: Duration = Duration::from_millis(100);
 
 /// A sink closes, twice at once, and once more later.
 pub async fn close_is_idempotent<H: Harness>(harness: &H) -> Result<(), Unproved> {
@@ -47,7 +44,8 @@ pub async fn close_settles_what_is_in_flight<H: Harness>(harness: &H) -> Result<
     let (probe, message) = (Probe::new(harness), plain());
     probe.delivered(&plain()).await?;
     let stalled = harness.inject(Fault::Stall).await.is_ok();
-    let attempt_of_it = attempt(1, if stalled { probe.soon() } else { probe.ample() });
+    // Far enough away to be told from the moment at which `close` is over.
+    let attempt_of_it = attempt(1, Instant::now() + harness.patience() / 8);
     let mut delivery = probe.sink.deliver(&probe.dsn, &message, &attempt_of_it);
     // In flight is what was polled.
     let mut ended = poll_fn(|context| match delivery.as_mut().poll(context) {
@@ -68,7 +66,8 @@ pub async fn close_settles_what_is_in_flight<H: Harness>(harness: &H) -> Result<
     // What it could not settle is told, and is no breach.
     let _told = probe.in_time("close", 2, closed).await?;
     if ended.is_none() {
-        ended = time::timeout(SAYING_SO, &mut delivery).await.ok();
+        // It is settled, and may take a moment to say so.
+        ended = time::timeout(harness.patience() / 100, &mut delivery).await.ok();
     }
     match ended {
         None => Err(Unproved::Broken("close is over, and a delivery is in flight".to_owned())),

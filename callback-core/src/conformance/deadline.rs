@@ -20,14 +20,18 @@ pub async fn a_stalled_delivery_times_out<H: Harness>(harness: &H) -> Result<(),
     harness.inject(Fault::Stall).await?;
     for probe in [connected, Probe::new(harness)] {
         let deliveries: Vec<_> = (0..HANGING).map(|_| probe.spawn(&plain(), attempt(1, probe.soon()))).collect();
-        for delivery in deliveries {
-            match probe.end(delivery).await? {
-                Ok(_) => return Err(Unproved::Broken("deliver resolves Ok, and nobody answered".to_owned())),
-                Err(error) => {
-                    ensure!(error.kind() == ErrorKind::TimedOut, "a stall is told as {}", error.chain());
+        let all = async {
+            for delivery in deliveries {
+                match probe.end(delivery).await? {
+                    Ok(_) => return Err(Unproved::Broken("deliver resolves Ok, and nobody answered".to_owned())),
+                    Err(error) => {
+                        ensure!(error.kind() == ErrorKind::TimedOut, "a stall is told as {}", error.chain());
+                    }
                 }
             }
-        }
+            Ok(())
+        };
+        probe.in_time("many deliveries without an answer", 1, all).await??;
     }
     Ok(())
 }

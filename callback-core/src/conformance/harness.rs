@@ -74,7 +74,7 @@ pub trait Harness: Send + Sync + Sized + 'static {
 
     /// How long the kit waits for what must happen. Default: 30 seconds.
     ///
-    /// A delivery that the far end lets hang gets a twentieth of it as its deadline.
+    /// A delivery that the far end lets hang gets a fraction of it as its deadline: 1.5 s, or 3.75 s, of 30.
     fn patience(&self) -> Duration {
         Duration::from_secs(30)
     }

@@ -1,3 +1,4 @@
 //! The conformance kit from outside.
 
+mod broken;
 mod memory;
