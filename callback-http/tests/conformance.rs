@@ -60,6 +60,10 @@ impl Resolver for Here {
     }
 }
 
+fn rule(text: &str) -> Rule {
+    text.parse().expect("a rule")
+}
+
 fn with(policy: Policy) -> HttpSink {
     HttpSink::builder().policy(policy).build().expect("a sink")
 }
@@ -67,6 +71,12 @@ fn with(policy: Policy) -> HttpSink {
 impl Webhook {
     fn answer(&self, answer: Option<(StatusCode, Option<Duration>)>) {
         *self.receiver.answer.lock().unwrap_or_else(PoisonError::into_inner) = answer;
+    }
+
+    fn dsn_at(&self, host: &str) -> Dsn {
+        let port = self.proxy.address().port();
+        let dsn = format!("http://planted-user:planted-password@{host}:{port}/hook?token=planted-value");
+        dsn.parse().expect("valid")
     }
 }
 
@@ -90,8 +100,7 @@ impl Harness for Webhook {
     }
 
     fn dsn(&self) -> Dsn {
-        let address = self.proxy.address();
-        format!("http://planted-user:planted-password@{address}/hook?token=planted-value").parse().expect("valid")
+        self.dsn_at("127.0.0.1")
     }
 
     async fn received(&self) -> Vec<Received> {
@@ -121,9 +130,7 @@ impl Harness for Webhook {
     }
 
     fn forbidden_at_connect(&self) -> Result<(HttpSink, Dsn), Skip> {
-        let policy = Policy::default().allow("hook.example".parse().expect("a rule")).resolver(Here);
-        let dsn = format!("http://hook.example:{}/hook", self.proxy.address().port());
-        Ok((with(policy), dsn.parse().expect("valid")))
+        Ok((with(Policy::default().allow(rule("hook.example")).resolver(Here)), self.dsn_at("hook.example")))
     }
 }
 

@@ -2,10 +2,14 @@
 
 mod file_sink;
 mod order_service;
+#[cfg(feature = "redis")]
+mod redis_sink;
 mod server;
 
 pub use file_sink::FileSink;
 pub use order_service::{OrderService, Settings, Store};
+#[cfg(feature = "redis")]
+pub use redis_sink::RedisSink;
 pub use server::Server;
 
 /// The README's examples, compiled.

@@ -1,9 +1,63 @@
-//! A sink of one's own, with the dispatcher.
+//! A sink of one's own: its proof, and its work with the dispatcher.
 
+use callback_core::{
+    Dsn, async_trait,
+    conformance::{Fault, Harness, Received, Skip},
+};
 use callback_dispatch::{Dispatcher, Interrupted, MemoryOutbox, Task, Work};
 use callback_examples::FileSink;
 use serde_json::{Value, json};
-use std::fs;
+use std::{collections::BTreeMap, fs};
+use tempfile::TempDir;
+
+struct Folder(TempDir);
+
+#[async_trait]
+impl Harness for Folder {
+    type Sink = FileSink;
+
+    async fn start() -> Result<Self, Skip> {
+        Ok(Self(tempfile::tempdir().expect("a folder")))
+    }
+
+    fn sink(&self) -> FileSink {
+        FileSink::new(self.0.path())
+    }
+
+    fn dsn(&self) -> Dsn {
+        "file:///results.ndjson".parse().expect("valid")
+    }
+
+    async fn received(&self) -> Vec<Received> {
+        let lines = fs::read_to_string(self.0.path().join("results.ndjson")).unwrap_or_default();
+        let read = |line: &str| {
+            let mut line: Value = serde_json::from_str(line).expect("JSON");
+            let id = line["id"].as_str().expect("a text").parse().expect("an id");
+            let body: Vec<u8> = serde_json::from_value(line["body"].take()).expect("bytes");
+            let headers: BTreeMap<String, String> = serde_json::from_value(line["headers"].take()).expect("texts");
+            Received::new(id, body).with_headers(headers)
+        };
+        lines.lines().map(read).collect()
+    }
+
+    async fn inject(&self, _fault: Fault) -> Result<(), Skip> {
+        Err(Skip::because("a folder has no far end that could misbehave"))
+    }
+
+    fn skip(&self, clause: &str) -> Option<Skip> {
+        (clause == "the_attributes_arrive").then(|| Skip::because("a line has no attributes"))
+    }
+}
+
+callback_core::conformance!(Folder);
+
+#[test]
+fn a_sink_of_ones_own_is_short() {
+    for source in [include_str!("../../src/file_sink.rs"), include_str!("../../src/redis_sink.rs")] {
+        let lines = source.lines().count();
+        assert!(lines < 60, "{lines} lines: {source}");
+    }
+}
 
 #[tokio::test]
 async fn a_sink_of_ones_own_is_delivered_to() {

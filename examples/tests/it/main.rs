@@ -6,5 +6,7 @@ mod dead_letters;
 mod faults;
 mod file_sink;
 mod order_service;
+#[cfg(feature = "redis")]
+mod redis_sink;
 mod service;
 mod transactional;
