@@ -16,3 +16,8 @@ pub use server::Server;
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 struct Readme;
+
+/// The examples of the page on sinks, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/custom-sink.md")]
+struct CustomSink;
