@@ -65,6 +65,7 @@ mod prove;
 mod proxy;
 mod received;
 
+mod log;
 mod probe;
 
 mod acceptance;
@@ -103,5 +104,5 @@ pub use policy::{a_forbidden_address_is_not_dialled, a_forbidden_dsn_is_refused}
 pub use prove::{Clause, Unproved, clauses, prove, server};
 pub use proxy::Proxy;
 pub use received::Received;
-pub use secrets::no_secret_is_printed;
+pub use secrets::{no_secret_is_logged, no_secret_is_printed};
 pub use signature::{the_attributes_arrive, the_signature_is_copied};

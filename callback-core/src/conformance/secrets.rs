@@ -2,12 +2,18 @@
 //! What must never be printed.
 
 use super::{
-    Fault, Harness, Unproved,
+    Fault, Harness, Skip, Unproved,
+    log::Log,
     probe::{Probe, attempt, build, message},
     prove::ensure,
 };
 use crate::{Dsn, Message, Sink};
-use std::{error::Error, fmt::Write, time::Duration};
+use std::{
+    error::Error,
+    fmt::Write,
+    time::{Duration, Instant},
+};
+use tracing::dispatcher;
 
 const BODY: &str = "planted-in-the-body";
 const HEADER: &str = "planted-in-a-header";
@@ -15,33 +21,49 @@ const HEADER: &str = "planted-in-a-header";
 /// Neither errors nor the sink's `Debug` hold a password, a query value, a header value or a body, whatever fails.
 pub async fn no_secret_is_printed<H: Harness>(harness: &H) -> Result<(), Unproved> {
     let probe = Probe::new(harness);
-    let mut secrets = harness.secrets();
-    secrets.extend(secrets_of(&probe.dsn));
-    secrets.extend([BODY.to_owned(), HEADER.to_owned()]);
+    let printed = fail_in_every_way(&probe).await?;
+    search(&probe, &printed, "printed")
+}
+
+/// No event and no span of `tracing` holds such a secret either, whatever fails, down to the level of debugging.
+///
+/// It is shown on the kit's own runtime alone.
+pub async fn no_secret_is_logged<H: Harness>(harness: &H) -> Result<(), Unproved> {
+    let probe = Probe::new(harness);
+    fail_in_every_way(&probe).await?;
+    let logged = dispatcher::get_default(|current| current.downcast_ref::<Log>().map(Log::text));
+    search(&probe, &logged.ok_or_else(|| Skip::because("this is not the kit's own runtime"))?, "logged")
+}
+
+/// Delivers in good order and under each fault, too late, and closed; gives what was printed of it.
+async fn fail_in_every_way<H: Harness>(probe: &Probe<'_, H>) -> Result<String, Unproved> {
     let mut printed = format!("{:?}", probe.sink);
     let wait = Duration::from_secs(1);
     let faults = [Fault::Refuse, Fault::Throttle(None), Fault::Throttle(Some(wait)), Fault::Stall, Fault::Outage];
     for fault in [None].into_iter().chain(faults.map(Some)).chain([Some(Fault::Disconnect)]) {
         if let Some(fault) = fault
-            && harness.inject(fault).await.is_err()
+            && probe.harness.inject(fault).await.is_err()
         {
             continue;
         }
-        print(&mut printed, &probe, &planted()).await?;
-        harness.heal().await;
+        print(&mut printed, probe, probe.soon()).await?;
+        probe.harness.heal().await;
     }
-    let began = std::time::Instant::now();
-    let over = attempt(1, began.checked_sub(wait).unwrap_or(began));
-    if let Err(error) = probe.deliver(&planted(), over).await? {
-        print_error(&mut printed, &error);
-    }
+    let now = Instant::now();
+    print(&mut printed, probe, now.checked_sub(wait).unwrap_or(now)).await?;
     if let Err(error) = probe.sink.close().await {
         print_error(&mut printed, &error);
     }
-    print(&mut printed, &probe, &planted()).await?;
-    let _ = write!(printed, " {:?}", probe.sink);
+    print(&mut printed, probe, probe.soon()).await?;
+    Ok(printed)
+}
+
+fn search<H: Harness>(probe: &Probe<'_, H>, text: &str, how: &str) -> Result<(), Unproved> {
+    let mut secrets = probe.harness.secrets();
+    secrets.extend(secrets_of(&probe.dsn));
+    secrets.extend([BODY.to_owned(), HEADER.to_owned()]);
     for secret in secrets {
-        ensure!(!printed.contains(&secret), "`{secret}` is printed: {printed}");
+        ensure!(!text.contains(&secret), "`{secret}` is {how}: {text}");
     }
     Ok(())
 }
@@ -50,8 +72,8 @@ fn planted() -> Message {
     build(message(BODY).header("x-conformance", HEADER))
 }
 
-async fn print<H: Harness>(printed: &mut String, probe: &Probe<'_, H>, message: &Message) -> Result<(), Unproved> {
-    if let Err(error) = probe.deliver(message, attempt(1, probe.soon())).await? {
+async fn print<H: Harness>(printed: &mut String, probe: &Probe<'_, H>, deadline: Instant) -> Result<(), Unproved> {
+    if let Err(error) = probe.deliver(&planted(), attempt(1, deadline)).await? {
         print_error(printed, &error);
     }
     let _ = write!(printed, " {:?}", probe.sink);

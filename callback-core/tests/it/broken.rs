@@ -98,7 +98,7 @@ defects! {
     /// Nothing ends a delivery that is not answered.
     IgnoresDeadline ignoring_the_deadline [
         a_stalled_delivery_times_out a_failed_delivery_is_not_repeated close_settles_what_is_in_flight
-        no_secret_is_printed
+        no_secret_is_printed no_secret_is_logged
     ]
     /// A delivery waits for the one before, and its deadline counts from then.
     OneAfterTheOther delivering_one_after_the_other [a_stalled_delivery_times_out]
@@ -169,6 +169,10 @@ defects! {
     PrintsDsn printing_the_dsn [no_secret_is_printed]
     /// The cause of a refusal shows the body.
     PrintsBody printing_the_body [no_secret_is_printed]
+    /// An event holds the body.
+    LogsBody logging_the_body [no_secret_is_logged]
+    /// A span holds the Dsn with its secrets.
+    LogsDsn logging_the_dsn_in_a_span [no_secret_is_logged]
     /// The debug form of an outage shows a header.
     PrintsHeader printing_a_header [no_secret_is_printed]
 }

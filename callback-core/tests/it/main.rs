@@ -2,3 +2,5 @@
 
 mod broken;
 mod memory;
+mod proxy;
+mod skipped;

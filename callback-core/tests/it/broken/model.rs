@@ -283,6 +283,10 @@ impl Sink for Model {
             Err(error) if self.has(Defect::ForeignIsTemporary) => return Err(SinkError::unavailable(error)),
             judged => judged?,
         }
+        if self.has(Defect::LogsBody) {
+            tracing::debug!(body = ?message.body(), "delivering");
+        }
+        let _span = self.has(Defect::LogsDsn).then(|| tracing::info_span!("deliver", dsn = dsn.expose()));
         lock(&self.own).password = dsn.password().map(str::to_owned);
         if self.has(Defect::LimitsInFlight) && self.in_flight.available_permits() < LIMIT as usize - 100 {
             return Err(SinkError::unavailable("too many at once"));
