@@ -100,7 +100,7 @@ impl<'a, H: Harness> Probe<'a, H> {
     /// Fails when a future is not over after this many times the patience.
     pub(super) async fn in_time<F: Future>(&self, what: &str, times: u32, future: F) -> Result<F::Output, Unproved> {
         let limit = self.harness.patience() * times;
-        time::timeout(limit, future).await.map_err(|_| Unproved::Broken(format!("{what} does not end")))
+        time::timeout(limit, future).await.map_err(|_| Unproved::Broken(format!("no end in time: {what}")))
     }
 }
 
