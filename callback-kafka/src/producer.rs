@@ -1,0 +1,293 @@
+//! The producer of one cluster: started by its first message, replaced after a fatal error, bounded.
+
+use crate::{
+    KafkaCluster,
+    outcome::{self, Trouble},
+    target::Target,
+    unsettled::{Settled, Slot, Unsettled},
+    wire,
+};
+use callback_core::{Attempt, Message, Receipt, SinkError};
+use rdkafka::{
+    ClientContext,
+    config::RDKafkaLogLevel,
+    error::{KafkaError, RDKafkaErrorCode},
+    producer::{
+        DeliveryFuture, FutureProducer, FutureRecord, Producer as _, PurgeConfig, future_producer::OwnedDeliveryResult,
+    },
+};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU8, Ordering},
+    },
+    task::{Context as TaskContext, Poll, ready},
+    time::Instant,
+};
+use tokio::{
+    runtime::Handle,
+    sync::{Mutex, OwnedSemaphorePermit, Semaphore},
+    task::spawn_blocking,
+    time::timeout_at,
+};
+
+/// One cluster's producer and what is on its way.
+#[derive(Debug)]
+pub(crate) struct Producer {
+    cluster: Arc<KafkaCluster>,
+    running: RwLock<Option<Arc<Running>>>,
+    /// Held by whoever starts or retires a producer: the next one starts when the last one has been purged.
+    changing: Mutex<()>,
+    permits: Arc<Semaphore>,
+    unsettled: Arc<Unsettled>,
+    trouble: Arc<AtomicU8>,
+}
+
+impl Producer {
+    pub(crate) fn new(cluster: KafkaCluster) -> Self {
+        let in_flight = cluster.most_in_flight();
+        Self {
+            cluster: Arc::new(cluster),
+            running: RwLock::new(None),
+            changing: Mutex::new(()),
+            permits: Arc::new(Semaphore::new(in_flight)),
+            unsettled: Arc::new(Unsettled::new(in_flight)),
+            trouble: Arc::default(),
+        }
+    }
+
+    /// Why the cluster is out of reach, where it is.
+    pub(crate) fn trouble(&self) -> Option<Trouble> {
+        Trouble::from_number(self.trouble.load(Ordering::Relaxed))
+    }
+
+    /// Sends a record and waits for its report, for as long as the caller does.
+    pub(crate) async fn send(
+        &self,
+        target: &Target,
+        message: &Message,
+        attempt: &Attempt,
+    ) -> Result<Receipt, SinkError> {
+        let key = wire::key(target, message);
+        if let Some((partition, offset)) = self.unsettled.earlier(|| slot(target, key, message)).await {
+            return Ok(outcome::receipt(partition, offset));
+        }
+        let permit = self.permit(attempt.deadline()).await?;
+        let running = self.running().await?;
+        let (headers, size) = wire::headers(message, attempt);
+        let alone = wire::record_size(key, message, size) > self.cluster.batch_size();
+        let body: &[u8] = message.body();
+        let record = FutureRecord { partition: target.partition, ..FutureRecord::to(&target.topic) };
+        let record = FutureRecord { key, payload: Some(body), headers: Some(headers), ..record };
+        let report = running.producer().send_result(record).map_err(|(error, _)| error);
+        let report = match report {
+            Ok(report) => Awaited { report: Some((report, permit)), producer: self, target, key, message }.await,
+            Err(error) => Err(error),
+        };
+        match report {
+            Ok((partition, offset)) => {
+                if self.trouble.load(Ordering::Relaxed) != 0 {
+                    self.trouble.store(0, Ordering::Relaxed);
+                }
+                Ok(outcome::receipt(partition, offset))
+            }
+            Err(error) => {
+                let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
+                let error = outcome::judge(code, alone, self.trouble());
+                self.replace_if_fatal(&running).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// A place among what is in flight.
+    async fn permit(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, SinkError> {
+        if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
+            return Ok(permit);
+        }
+        match timeout_at(deadline.into(), Arc::clone(&self.permits).acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => Err(SinkError::throttled("too many messages to this cluster are in flight")),
+        }
+    }
+
+    fn current(&self) -> Option<Arc<Running>> {
+        self.running.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_current(&self, running: Option<Arc<Running>>) -> Option<Arc<Running>> {
+        std::mem::replace(&mut *self.running.write().unwrap_or_else(PoisonError::into_inner), running)
+    }
+
+    /// The producer, started if there is none.
+    async fn running(&self) -> Result<Arc<Running>, SinkError> {
+        if let Some(running) = self.current() {
+            return Ok(running);
+        }
+        let _changing = self.changing.lock().await;
+        if let Some(running) = self.current() {
+            return Ok(running);
+        }
+        let (cluster, context) = (Arc::clone(&self.cluster), Context { trouble: Arc::clone(&self.trouble) });
+        let started = spawn_blocking(move || {
+            let producer = cluster.client_config().create_with_context(context);
+            producer.map_err(|error| match error {
+                KafkaError::ClientCreation(text) => cluster.masked(text),
+                // The other errors may print values.
+                _ => "the settings are not taken".to_owned(),
+            })
+        });
+        let producer = started.await.map_err(SinkError::unavailable)?;
+        let producer =
+            producer.map_err(|text| SinkError::unavailable(format!("the producer does not start: {text}")))?;
+        let running = Arc::new(Running(Some(producer)));
+        self.set_current(Some(Arc::clone(&running)));
+        Ok(running)
+    }
+
+    /// Retires a producer that can send nothing any more; what it had in flight fails.
+    async fn replace_if_fatal(&self, running: &Arc<Running>) {
+        let Some((code, _)) = running.producer().client().fatal_error() else { return };
+        let _changing = self.changing.lock().await;
+        if !self.current().is_some_and(|current| Arc::ptr_eq(&current, running)) {
+            return;
+        }
+        tracing::error!(%code, "a fatal error of librdkafka: the producer is replaced");
+        let purged = Arc::clone(running);
+        let _ = spawn_blocking(move || purged.purge()).await;
+        self.set_current(None);
+    }
+
+    /// Sends what is still queued, and stops. Gives the number of messages whose reports did not come.
+    pub(crate) async fn close(&self) -> usize {
+        let _changing = self.changing.lock().await;
+        let Some(running) = self.set_current(None) else { return 0 };
+        // librdkafka gives a message up after twice its delivery timeout, at the latest.
+        let (limit, unsettled) = (self.cluster.longest_delivery() * 2, Arc::clone(&self.unsettled));
+        let closed = spawn_blocking(move || {
+            let flushed = running.producer().flush(limit);
+            let left = if flushed.is_ok() { 0 } else { unsettled.pending() };
+            running.stop();
+            left
+        });
+        closed.await.unwrap_or_default()
+    }
+}
+
+fn slot(target: &Target, key: Option<&str>, message: &Message) -> Slot {
+    Slot {
+        topic: target.topic.clone(),
+        partition: target.partition,
+        key: key.map(str::to_owned),
+        id: message.id().clone(),
+    }
+}
+
+/// A started producer. Whoever drops it does not wait until it has stopped.
+struct Running(Option<FutureProducer<Context>>);
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Running")
+    }
+}
+
+impl Running {
+    fn producer(&self) -> &FutureProducer<Context> {
+        self.0.as_ref().expect("it is taken when this is dropped, and by `stop`")
+    }
+
+    /// Fails all messages. Blocks.
+    fn purge(&self) {
+        self.producer().purge(PurgeConfig::default().queue().inflight());
+    }
+
+    /// Fails all messages and ends its threads. Blocks, unless somebody else holds it.
+    fn stop(self: Arc<Self>) {
+        drop(Arc::into_inner(self).and_then(|mut running| running.0.take()));
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let producer = self.0.take();
+        if let (Some(producer), Ok(runtime)) = (producer, Handle::try_current()) {
+            drop(runtime.spawn_blocking(move || drop(producer)));
+        }
+    }
+}
+
+/// The report of one record. Dropped before it came, it is kept for the message's next attempt.
+struct Awaited<'a> {
+    report: Option<(DeliveryFuture, OwnedSemaphorePermit)>,
+    producer: &'a Producer,
+    target: &'a Target,
+    key: Option<&'a str>,
+    message: &'a Message,
+}
+
+impl Future for Awaited<'_> {
+    type Output = Result<(i32, i64), KafkaError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        let Some((report, _)) = &mut self.report else { return Poll::Pending };
+        let result = place(ready!(Pin::new(report).poll(context)).map_err(|_| KafkaError::Canceled));
+        self.report = None;
+        Poll::Ready(result)
+    }
+}
+
+fn place(report: Result<OwnedDeliveryResult, KafkaError>) -> Result<(i32, i64), KafkaError> {
+    match report? {
+        Ok(delivery) => Ok((delivery.partition, delivery.offset)),
+        Err((error, _)) => Err(error),
+    }
+}
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        if let Some((report, permit)) = self.report.take() {
+            let settled = async move { Settled::from(place(report.await.map_err(|_| KafkaError::Canceled)).ok()) };
+            self.producer.unsettled.keep(slot(self.target, self.key, self.message), settled, permit);
+        }
+    }
+}
+
+/// Takes what librdkafka says of the whole cluster.
+struct Context {
+    trouble: Arc<AtomicU8>,
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        match level {
+            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
+                tracing::error!(target: "librdkafka", facility, message);
+            }
+            RDKafkaLogLevel::Warning => tracing::warn!(target: "librdkafka", facility, message),
+            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => tracing::info!(target: "librdkafka", facility, message),
+            RDKafkaLogLevel::Debug => tracing::debug!(target: "librdkafka", facility, message),
+        }
+    }
+
+    fn stats_raw(&self, _: &[u8]) {}
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        let Some(trouble) = error.rdkafka_error_code().and_then(Trouble::of) else {
+            tracing::warn!(target: "librdkafka", reason);
+            return;
+        };
+        let before = Trouble::from_number(self.trouble.load(Ordering::Relaxed));
+        // That all brokers are down follows every failure, and says least.
+        if trouble == Trouble::Connect && before.is_some() {
+            return;
+        }
+        self.trouble.store(trouble as u8, Ordering::Relaxed);
+        // It comes again with every try to connect.
+        if before != Some(trouble) {
+            tracing::warn!(target: "librdkafka", reason, "{}", trouble.text());
+        }
+    }
+}

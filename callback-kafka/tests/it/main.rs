@@ -1,0 +1,12 @@
+//! The crate from outside: against Apache Kafka, and against librdkafka's mock of it.
+
+mod support;
+
+mod bad_input;
+mod close;
+mod delivery;
+mod faults;
+mod mock;
+mod refusal;
+mod secrets;
+mod security;
