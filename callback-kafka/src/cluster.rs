@@ -251,7 +251,8 @@ impl KafkaCluster {
         }
         config.set("acks", "all").set("enable.idempotence", "true");
         config.set("delivery.timeout.ms", self.delivery_timeout.as_millis().to_string());
-        config.set("queue.buffering.max.messages", (self.in_flight + 1).to_string());
+        // librdkafka counts a record until the whole batch of reports has been read, which is later than its future.
+        config.set("queue.buffering.max.messages", (self.in_flight * 2 + 1).to_string());
         config
     }
 
@@ -342,7 +343,7 @@ mod tests {
             ("acks", "all"),
             ("enable.idempotence", "true"),
             ("delivery.timeout.ms", "10000"),
-            ("queue.buffering.max.messages", "10001"),
+            ("queue.buffering.max.messages", "20001"),
             ("bootstrap.servers", "b1:9092,[2001:db8::1]:9092"),
             ("security.protocol", "sasl_ssl"),
             ("sasl.mechanisms", "SCRAM-SHA-256"),

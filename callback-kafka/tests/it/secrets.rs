@@ -3,7 +3,7 @@
 use crate::support::{Broker, attempt, cluster, sink, to};
 use callback_core::{Message, Sink};
 use std::{
-    io::Write,
+    io::{self, Write},
     sync::{Arc, Mutex},
 };
 use tracing_subscriber::{filter::LevelFilter, fmt::MakeWriter};
@@ -12,11 +12,11 @@ use tracing_subscriber::{filter::LevelFilter, fmt::MakeWriter};
 struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().expect("no panic").write(bytes)
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().map_err(|_| io::ErrorKind::Other)?.write(bytes)
     }
 
-    fn flush(&mut self) -> std::io::Result<()> {
+    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }

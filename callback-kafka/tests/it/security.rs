@@ -27,7 +27,8 @@ async fn a_client_certificate_is_shown() {
     let shown = mutual.clone().client_certificate(broker.file("client.pem"), broker.file("client.key"));
     deliver(&broker, shown, "kafka+ssl").await.expect("delivered");
     let error = deliver(&broker, mutual, "kafka").await.expect_err("without a certificate nobody gets in");
-    assert_eq!((error.kind(), error.phase()), (ErrorKind::Unavailable, Some(Phase::Tls)), "{}", error.chain());
+    // By TLS 1.3 the handshake is over before the broker has judged: it then hangs up.
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.chain());
 }
 
 #[tokio::test(flavor = "multi_thread")]
