@@ -1,6 +1,6 @@
 //! A broker that fails. Each test has a broker of its own.
 
-use crate::support::{Broker, attempt, attempt_within, cluster, message, sink, to, until};
+use crate::support::{Broker, attempt, attempt_within, cluster, message, say, sink, to, until};
 use callback_core::{ErrorKind, Sink};
 use std::{
     collections::HashMap,
@@ -60,7 +60,7 @@ async fn a_broker_that_is_killed_under_load_loses_nothing_that_was_delivered() {
             }
         }
     }
-    println!("{new} messages, {repeated} of them twice");
+    say(&format!("{new} messages, {repeated} of them twice"));
     assert_eq!(new, 4_000);
 }
 

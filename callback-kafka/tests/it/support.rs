@@ -44,7 +44,7 @@ impl Broker {
     pub(crate) fn shared() -> Option<Self> {
         if env::var_os("CALLBACK_TEST_KAFKA").is_none() {
             assert!(env::var_os("CI").is_none(), "CALLBACK_TEST_KAFKA is not set");
-            println!("skipped: CALLBACK_TEST_KAFKA is not set");
+            say("skipped: CALLBACK_TEST_KAFKA is not set");
             return None;
         }
         let variables = env::vars().filter(|(name, _)| name.starts_with("CALLBACK_TEST_KAFKA"));
@@ -54,6 +54,10 @@ impl Broker {
     /// A broker for a test that disturbs it.
     pub(crate) fn own() -> Option<Self> {
         Self::shared()?;
+        Some(Self::start())
+    }
+
+    fn start() -> Self {
         let mut child = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/kafka"))
             .args(["run", "sh", "-c", "env | grep ^CALLBACK_TEST_KAFKA; echo; exec cat"])
             .stdin(Stdio::piped())
@@ -65,7 +69,7 @@ impl Broker {
         let variables: HashMap<_, _> =
             lines.filter_map(|line| line.split_once('=').map(|(name, value)| (name.into(), value.into()))).collect();
         assert!(variables.contains_key("CALLBACK_TEST_KAFKA"), "the broker did not start");
-        Some(Self { variables, own: Some(child) })
+        Self { variables, own: Some(child) }
     }
 
     fn variable(&self, name: &str) -> &str {
@@ -105,6 +109,10 @@ impl Broker {
         config
     }
 
+    pub(crate) fn admin(&self) -> AdminClient<DefaultClientContext> {
+        self.config().create().expect("an admin client")
+    }
+
     /// Makes a topic of one's own.
     pub(crate) async fn topic(&self, partitions: i32, settings: &[(&str, &str)]) -> String {
         let name = new_topic();
@@ -113,13 +121,12 @@ impl Broker {
     }
 
     pub(crate) async fn create_topic(&self, name: &str, partitions: i32, settings: &[(&str, &str)]) {
-        let admin: AdminClient<DefaultClientContext> = self.config().create().expect("an admin client");
+        let admin = self.admin();
         let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
         for (name, value) in settings {
             topic = topic.set(name, value);
         }
-        let options = AdminOptions::new().operation_timeout(Some(PATIENCE)).request_timeout(Some(PATIENCE));
-        let created = admin.create_topics([&topic], &options).await.expect("an answer");
+        let created = admin.create_topics([&topic], &admin_options()).await.expect("an answer");
         assert_eq!(created, [Ok(name.to_owned())]);
         block_in_place(|| drop(admin));
     }
@@ -130,6 +137,16 @@ impl Broker {
         config.set("group.id", "callback-test").set("enable.auto.commit", "false");
         spawn_blocking(move || read(&config.create().expect("a consumer"), &topic)).await.expect("no panic")
     }
+}
+
+pub(crate) fn admin_options() -> AdminOptions {
+    AdminOptions::new().operation_timeout(Some(PATIENCE)).request_timeout(Some(PATIENCE))
+}
+
+/// Tells whoever reads the output of the tests.
+#[expect(clippy::print_stdout, reason = "a test has no other way to say it")]
+pub(crate) fn say(text: &str) {
+    println!("{text}");
 }
 
 fn read(consumer: &BaseConsumer, topic: &str) -> Vec<Record> {
