@@ -3,6 +3,8 @@
 mod bare;
 mod dispatch;
 mod isolation;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod receiver;
 mod report;
 mod scale;
@@ -25,6 +27,8 @@ const SUITES: &[Suite] = &[
     Suite { name: "dispatch", run: dispatch::run },
     Suite { name: "isolation", run: isolation::run },
     Suite { name: "scale", run: scale::run },
+    #[cfg(feature = "kafka")]
+    Suite { name: "kafka", run: kafka::run },
 ];
 
 /// How every suite is run.

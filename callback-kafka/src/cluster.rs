@@ -168,10 +168,6 @@ impl KafkaCluster {
         self.in_flight
     }
 
-    pub(crate) const fn longest_delivery(&self) -> Duration {
-        self.delivery_timeout
-    }
-
     /// What a batch may have, in bytes; a larger message travels alone.
     pub(crate) fn batch_size(&self) -> usize {
         let own = self.settings.iter().rev().find(|(name, _)| name == BATCH_SIZE).map(|(_, value)| value.expose());

@@ -24,7 +24,7 @@ use std::{
         atomic::{AtomicU8, Ordering},
     },
     task::{Context as TaskContext, Poll, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 use tokio::{
     runtime::Handle,
@@ -32,6 +32,9 @@ use tokio::{
     task::spawn_blocking,
     time::timeout_at,
 };
+
+/// How long a closing sink sends what nobody waits for any more.
+const FLUSH_LIMIT: Duration = Duration::from_secs(5);
 
 /// One cluster's producer and what is on its way.
 #[derive(Debug)]
@@ -164,10 +167,9 @@ impl Producer {
     pub(crate) async fn close(&self) -> usize {
         let _changing = self.changing.lock().await;
         let Some(running) = self.set_current(None) else { return 0 };
-        // librdkafka gives a message up after twice its delivery timeout, at the latest.
-        let (limit, unsettled) = (self.cluster.longest_delivery() * 2, Arc::clone(&self.unsettled));
+        let unsettled = Arc::clone(&self.unsettled);
         let closed = spawn_blocking(move || {
-            let flushed = running.producer().flush(limit);
+            let flushed = running.producer().flush(FLUSH_LIMIT);
             let left = if flushed.is_ok() { 0 } else { unsettled.pending() };
             running.stop();
             left

@@ -74,8 +74,8 @@ impl Sink for KafkaSink {
         }
     }
 
-    /// Waits for what is in flight, each by its own deadline, then sends what is still queued: for at most twice the
-    /// delivery timeout. What is left then is dropped, and counted.
+    /// Waits for what is in flight, each by its own deadline, then up to 5 s for what nobody waits for any more. What is
+    /// left then is dropped, and counted.
     async fn close(&self) -> Result<(), SinkError> {
         self.0.in_flight.close();
         self.0.in_flight.wait().await;

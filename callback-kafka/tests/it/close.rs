@@ -2,33 +2,22 @@
 
 use crate::support::{Broker, attempt, message, sink, to};
 use callback_core::{ErrorKind, Sink};
-use tokio::task::{JoinSet, yield_now};
+use futures_util::future::{join, join_all};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn close_settles_what_is_in_flight() {
     let Some(broker) = Broker::shared() else { return };
     // All of them are still queued when the sink is closed.
     let (sink, topic) = (sink(broker.plain().setting("linger.ms", "1000")), broker.topic(1, &[]).await);
-    let mut deliveries = JoinSet::new();
-    for number in 0..100 {
-        let (sink, dsn) = (sink.clone(), to(&topic));
-        deliveries.spawn(async move {
-            let message = message(number.to_string());
-            sink.deliver(&dsn, &message, &attempt(1, &message)).await.map(drop).map_err(|error| error.kind())
-        });
-    }
-    yield_now().await;
-    sink.close().await.expect("all are settled");
-    let mut delivered = 0;
-    while let Some(result) = deliveries.join_next().await {
-        match result.expect("no panic") {
-            Ok(()) => delivered += 1,
-            // It came when the sink was closed already.
-            Err(kind) => assert_eq!(kind, ErrorKind::Unavailable),
-        }
-    }
-    let records = if delivered == 0 { 0 } else { broker.read(&topic).await.len() };
-    assert_eq!(records, delivered);
+    let messages: Vec<_> = (0..100).map(|number| message(number.to_string())).collect();
+    let attempts: Vec<_> = messages.iter().map(|message| attempt(1, message)).collect();
+    let dsn = to(&topic);
+    let deliveries = messages.iter().zip(&attempts).map(|(message, attempt)| sink.deliver(&dsn, message, attempt));
+    // Each delivery is polled before the sink is closed.
+    let (delivered, closed) = join(join_all(deliveries), sink.close()).await;
+    closed.expect("all are settled");
+    assert!(delivered.iter().all(Result::is_ok), "{delivered:?}");
+    assert_eq!(broker.read(&topic).await.len(), 100);
 }
 
 #[tokio::test(flavor = "multi_thread")]
