@@ -318,7 +318,7 @@ fn check_header(name: &str, value: &str) -> Result<(), MessageError> {
     if name.is_empty() || name.len() > 255 || !name.bytes().all(token) {
         return Err(MessageError("a header's name must be a token of RFC 9110 §5.6.2".into()));
     }
-    if RESERVED.binary_search(&name).is_ok() || name.starts_with("webhook-") || name.starts_with("ce-") {
+    if RESERVED.binary_search(&name).is_ok() || name.starts_with("webhook-") || is_attribute(name) {
         return Err(MessageError(format!("the header {name} cannot be set").into()));
     }
     if value.len() > 8_192 || !value.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
@@ -326,6 +326,11 @@ fn check_header(name: &str, value: &str) -> Result<(), MessageError> {
         return Err(MessageError(reason.into()));
     }
     Ok(())
+}
+
+/// Whether CloudEvents has the name: `ce-` on HTTP and AMQP, `ce_` on Kafka.
+fn is_attribute(name: &str) -> bool {
+    name.starts_with("ce-") || name.starts_with("ce_")
 }
 
 fn whole_microseconds(time: SystemTime) -> Result<SystemTime, MessageError> {
@@ -371,7 +376,7 @@ mod tests {
 
     #[test]
     fn what_the_protocol_sets_cannot_be_set() {
-        for name in RESERVED.into_iter().chain(["Webhook-Id", "ce-type", "CE-ID"]) {
+        for name in RESERVED.into_iter().chain(["Webhook-Id", "ce-type", "CE-ID", "ce_id"]) {
             refused(plain().header(name, "1"), "cannot be set");
         }
     }
