@@ -7,7 +7,7 @@ use crate::{
     unsettled::{Settled, Slot, Unsettled},
     wire,
 };
-use callback_core::{Attempt, Message, Receipt, SinkError};
+use callback_core::{Attempt, ErrorKind, Message, Receipt, SinkError};
 use rdkafka::{
     ClientContext,
     config::RDKafkaLogLevel,
@@ -17,6 +17,7 @@ use rdkafka::{
     },
 };
 use std::{
+    collections::HashSet,
     future::Future,
     pin::Pin,
     sync::{
@@ -35,6 +36,9 @@ use tokio::{
 
 /// How long a closing sink sends what nobody waits for any more.
 const FLUSH_LIMIT: Duration = Duration::from_secs(5);
+
+/// How many topics that do not exist a producer meets before it is replaced: librdkafka forgets none.
+const UNKNOWN_TOPICS: usize = 1_000;
 
 /// One cluster's producer and what is on its way.
 #[derive(Debug)]
@@ -86,7 +90,10 @@ impl Producer {
         let record = FutureRecord { key, payload: Some(body), headers: Some(headers), ..record };
         let report = running.producer().send_result(record).map_err(|(error, _)| error);
         let report = match report {
-            Ok(report) => Awaited { report: Some((report, permit)), producer: self, target, key, message }.await,
+            Ok(report) => {
+                let report = Some((report, permit));
+                Awaited { report, producer: self, running: &running, target, key, message }.await
+            }
             Err(error) => Err(error),
         };
         match report {
@@ -99,7 +106,11 @@ impl Producer {
             Err(error) => {
                 let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
                 let error = outcome::judge(code, alone, self.trouble());
-                self.replace_if_fatal(&running).await;
+                if running.producer().client().fatal_error().is_some() {
+                    self.replace(&running, Purge::Now).await;
+                } else if error.kind() == ErrorKind::Unroutable && running.has_met(&target.topic) >= UNKNOWN_TOPICS {
+                    self.replace(&running, Purge::Never).await;
+                }
                 Err(error)
             }
         }
@@ -145,36 +156,37 @@ impl Producer {
         let producer = started.await.map_err(SinkError::unavailable)?;
         let producer =
             producer.map_err(|text| SinkError::unavailable(format!("the producer does not start: {text}")))?;
-        let running = Arc::new(Running(Some(producer)));
+        let running = Arc::new(Running { producer: Some(producer), unknown: std::sync::Mutex::default() });
         self.set_current(Some(Arc::clone(&running)));
         Ok(running)
     }
 
-    /// Retires a producer that can send nothing any more; what it had in flight fails.
-    async fn replace_if_fatal(&self, running: &Arc<Running>) {
-        let Some((code, _)) = running.producer().client().fatal_error() else { return };
+    /// Retires a producer: the next message starts another. What this one has in flight fails, or is reported by it.
+    async fn replace(&self, running: &Arc<Running>, purge: Purge) {
         let _changing = self.changing.lock().await;
         if !self.current().is_some_and(|current| Arc::ptr_eq(&current, running)) {
             return;
         }
-        tracing::error!(%code, "a fatal error of librdkafka: the producer is replaced");
-        let purged = Arc::clone(running);
-        let _ = spawn_blocking(move || purged.purge()).await;
+        if let Purge::Now = purge {
+            let code = running.producer().client().fatal_error().map(|(code, _)| code);
+            tracing::error!(?code, "a fatal error of librdkafka: the producer is replaced");
+            let running = Arc::clone(running);
+            let _ = spawn_blocking(move || running.purge()).await;
+        }
         self.set_current(None);
     }
 
     /// Sends what is still queued, and stops. Gives the number of messages whose reports did not come.
     pub(crate) async fn close(&self) -> usize {
         let _changing = self.changing.lock().await;
-        let Some(running) = self.set_current(None) else { return 0 };
-        let unsettled = Arc::clone(&self.unsettled);
-        let closed = spawn_blocking(move || {
-            let flushed = running.producer().flush(FLUSH_LIMIT);
-            let left = if flushed.is_ok() { 0 } else { unsettled.pending() };
-            running.stop();
-            left
-        });
-        closed.await.unwrap_or_default()
+        let running = self.set_current(None);
+        let flushed = running.clone().map(|running| spawn_blocking(move || running.producer().flush(FLUSH_LIMIT)));
+        let left = self.unsettled.settled_within(FLUSH_LIMIT).await;
+        if let (Some(running), Some(flushed)) = (running, flushed) {
+            let _ = flushed.await;
+            let _ = spawn_blocking(move || running.stop()).await;
+        }
+        left
     }
 }
 
@@ -187,8 +199,19 @@ fn slot(target: &Target, key: Option<&str>, message: &Message) -> Slot {
     }
 }
 
+/// What becomes of the messages of a producer that is retired.
+#[derive(Clone, Copy)]
+enum Purge {
+    Now,
+    Never,
+}
+
 /// A started producer. Whoever drops it does not wait until it has stopped.
-struct Running(Option<FutureProducer<Context>>);
+struct Running {
+    producer: Option<FutureProducer<Context>>,
+    /// Topics that did not exist.
+    unknown: std::sync::Mutex<HashSet<String>>,
+}
 
 impl std::fmt::Debug for Running {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -198,7 +221,14 @@ impl std::fmt::Debug for Running {
 
 impl Running {
     fn producer(&self) -> &FutureProducer<Context> {
-        self.0.as_ref().expect("it is taken when this is dropped, and by `stop`")
+        self.producer.as_ref().expect("it is taken when this is dropped, and not before")
+    }
+
+    /// Remembers a topic that does not exist; how many there are.
+    fn has_met(&self, topic: &str) -> usize {
+        let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
+        unknown.insert(topic.to_owned());
+        unknown.len()
     }
 
     /// Fails all messages. Blocks.
@@ -206,15 +236,16 @@ impl Running {
         self.producer().purge(PurgeConfig::default().queue().inflight());
     }
 
-    /// Fails all messages and ends its threads. Blocks, unless somebody else holds it.
+    /// Fails all messages and ends its threads. Blocks; whoever else holds it drops it later.
     fn stop(self: Arc<Self>) {
-        drop(Arc::into_inner(self).and_then(|mut running| running.0.take()));
+        self.purge();
+        drop(Arc::into_inner(self).and_then(|mut running| running.producer.take()));
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let producer = self.0.take();
+        let producer = self.producer.take();
         if let (Some(producer), Ok(runtime)) = (producer, Handle::try_current()) {
             drop(runtime.spawn_blocking(move || drop(producer)));
         }
@@ -225,6 +256,7 @@ impl Drop for Running {
 struct Awaited<'a> {
     report: Option<(DeliveryFuture, OwnedSemaphorePermit)>,
     producer: &'a Producer,
+    running: &'a Arc<Running>,
     target: &'a Target,
     key: Option<&'a str>,
     message: &'a Message,
@@ -251,7 +283,12 @@ fn place(report: Result<OwnedDeliveryResult, KafkaError>) -> Result<(i32, i64), 
 impl Drop for Awaited<'_> {
     fn drop(&mut self) {
         if let Some((report, permit)) = self.report.take() {
-            let settled = async move { Settled::from(place(report.await.map_err(|_| KafkaError::Canceled)).ok()) };
+            let running = Arc::clone(self.running);
+            let settled = async move {
+                let settled: Settled = place(report.await.map_err(|_| KafkaError::Canceled)).ok();
+                drop(running);
+                settled
+            };
             self.producer.unsettled.keep(slot(self.target, self.key, self.message), settled, permit);
         }
     }
@@ -291,5 +328,42 @@ impl ClientContext for Context {
         if before != Some(trouble) {
             tracing::warn!(target: "librdkafka", reason, "{}", trouble.text());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::target::Target;
+    use futures_util::future::join_all;
+    use rdkafka::{mocking::MockCluster, types::RDKafkaRespErr};
+    use std::time::SystemTime;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn whoever_names_topics_that_do_not_exist_does_not_fill_the_memory() {
+        let mock = MockCluster::new(1).expect("a mock");
+        let cluster = KafkaCluster::new(mock.bootstrap_servers()).setting("topic.metadata.propagation.max.ms", "0");
+        let producer = Producer::new(cluster);
+        let message = Message::builder("a").build().expect("valid");
+        let attempt = Attempt::new(1, SystemTime::now(), Instant::now() + Duration::from_secs(60));
+        let target = |topic: String| Target { cluster: 0, topic, key: None, partition: None };
+        mock.create_topic("known", 1, 1).expect("a topic");
+        producer.send(&target("known".to_owned()), &message, &attempt).await.expect("delivered");
+        let first = producer.current().expect("it is running");
+
+        let missing: Vec<_> = (0..UNKNOWN_TOPICS).map(|number| target(format!("missing-{number}"))).collect();
+        for target in &missing {
+            let error = RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
+            mock.topic_error(&target.topic, error).expect("the mock takes it");
+        }
+        let (all_but_one, last) = missing.split_at(UNKNOWN_TOPICS - 1);
+        for result in join_all(all_but_one.iter().map(|target| producer.send(target, &message, &attempt))).await {
+            assert_eq!(result.expect_err("there is no such topic").kind(), ErrorKind::Unroutable);
+        }
+        assert!(Arc::ptr_eq(&first, &producer.current().expect("it is running")));
+        producer.send(&last[0], &message, &attempt).await.expect_err("there is no such topic");
+        assert!(producer.current().is_none());
+        producer.send(&target("known".to_owned()), &message, &attempt).await.expect("delivered by another one");
+        assert_eq!(producer.close().await, 0);
     }
 }

@@ -11,10 +11,12 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 use tokio::{
     runtime::Handle,
     sync::{OwnedSemaphorePermit, watch},
+    time::timeout,
 };
 
 /// Where a record went, and which message it is.
@@ -35,6 +37,8 @@ pub(crate) struct Unsettled {
     state: Mutex<State>,
     /// How many entries there are: mostly none, and then nobody locks.
     entries: AtomicUsize,
+    /// How many reports are still to come.
+    pending: watch::Sender<usize>,
     /// How many late receipts are kept.
     capacity: usize,
 }
@@ -44,7 +48,6 @@ struct State {
     entries: HashMap<Slot, Entry>,
     /// Late receipts, the oldest first.
     late: VecDeque<(Slot, u64)>,
-    pending: usize,
     next: u64,
 }
 
@@ -57,7 +60,7 @@ struct Entry {
 impl Unsettled {
     /// Keeps as many late receipts; what is unsettled is bounded by the permits that it holds.
     pub(crate) fn new(capacity: usize) -> Self {
-        Self { state: Mutex::default(), entries: AtomicUsize::new(0), capacity }
+        Self { state: Mutex::default(), entries: AtomicUsize::new(0), pending: watch::Sender::new(0), capacity }
     }
 
     /// Waits for the report of an earlier attempt, if there was one, and takes it.
@@ -87,32 +90,32 @@ impl Unsettled {
             let mut state = self.state();
             let number = state.next;
             state.next += 1;
-            state.pending += 1;
             state.entries.insert(slot.clone(), Entry { number, settled: receiver });
             self.entries.store(state.entries.len(), Ordering::Release);
             number
         };
+        self.pending.send_modify(|pending| *pending += 1);
         let unsettled = Arc::clone(self);
         runtime.spawn(async move {
             let settled = report.await;
             unsettled.settle(&slot, number, settled.is_some());
             sender.send_replace(Some(settled));
             drop(permit);
+            unsettled.pending.send_modify(|pending| *pending -= 1);
         });
     }
 
-    /// How many reports are still to come.
-    pub(crate) fn pending(&self) -> usize {
-        self.state().pending
+    /// Waits until no report is to come any more, or for so long; how many are missing then.
+    pub(crate) async fn settled_within(&self, limit: Duration) -> usize {
+        let _ = timeout(limit, self.pending.subscribe().wait_for(|pending| *pending == 0)).await;
+        *self.pending.borrow()
     }
 
     fn settle(&self, slot: &Slot, number: u64, arrived: bool) {
-        let mut state = self.state();
-        state.pending -= 1;
         if !arrived {
-            drop(state);
             return self.remove(slot, number);
         }
+        let mut state = self.state();
         state.late.push_back((slot.clone(), number));
         let evicted = (state.late.len() > self.capacity).then(|| state.late.pop_front()).flatten();
         drop(state);
@@ -181,13 +184,13 @@ mod tests {
     async fn the_next_attempt_waits_for_the_report_of_the_earlier_one() {
         let kept = Kept::new(10);
         let report = kept.keep("a");
-        assert_eq!(kept.unsettled.pending(), 1);
+        assert_eq!(kept.unsettled.settled_within(Duration::ZERO).await, 1);
         let (settled, ()) = tokio::join!(kept.earlier("a"), async {
             yield_now().await;
             report.send(Some((1, 7))).expect("somebody waits");
         });
         assert_eq!(settled, Some((1, 7)));
-        assert_eq!(kept.unsettled.pending(), 0);
+        assert_eq!(kept.unsettled.settled_within(Duration::MAX).await, 0);
         // It is taken once: whoever replays a message that was delivered wants it sent.
         assert_eq!(kept.earlier("a").await, None);
     }
