@@ -38,15 +38,15 @@ use tokio::{
 const FLUSH_LIMIT: Duration = Duration::from_secs(5);
 
 /// How many topics that do not exist a producer meets before it is replaced: librdkafka forgets none.
-const UNKNOWN_TOPICS: usize = 1_000;
+const UNKNOWN_TOPICS: usize = 256;
 
 /// One cluster's producer and what is on its way.
 #[derive(Debug)]
 pub(crate) struct Producer {
     cluster: Arc<KafkaCluster>,
-    running: RwLock<Option<Arc<Running>>>,
+    running: Arc<Current>,
     /// Held by whoever starts or retires a producer: the next one starts when the last one has been purged.
-    changing: Mutex<()>,
+    changing: Arc<Mutex<()>>,
     permits: Arc<Semaphore>,
     unsettled: Arc<Unsettled>,
     trouble: Arc<AtomicU8>,
@@ -57,8 +57,8 @@ impl Producer {
         let in_flight = cluster.most_in_flight();
         Self {
             cluster: Arc::new(cluster),
-            running: RwLock::new(None),
-            changing: Mutex::new(()),
+            running: Arc::default(),
+            changing: Arc::default(),
             permits: Arc::new(Semaphore::new(in_flight)),
             unsettled: Arc::new(Unsettled::new(in_flight)),
             trouble: Arc::default(),
@@ -104,9 +104,14 @@ impl Producer {
                 Ok(outcome::receipt(partition, offset))
             }
             Err(error) => {
-                let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
+                let fatal = running.producer().client().fatal_error().map(|(code, _)| code);
+                let code = match error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail) {
+                    // They say no more than that there is a fatal error.
+                    code @ (RDKafkaErrorCode::Fatal | RDKafkaErrorCode::PurgeQueue) => fatal.unwrap_or(code),
+                    code => code,
+                };
                 let error = outcome::judge(code, alone, self.trouble());
-                if running.producer().client().fatal_error().is_some() {
+                if fatal.is_some() {
                     self.replace(&running, Purge::Now).await;
                 } else if error.kind() == ErrorKind::Unroutable && running.has_met(&target.topic) >= UNKNOWN_TOPICS {
                     self.replace(&running, Purge::Never).await;
@@ -127,44 +132,32 @@ impl Producer {
         }
     }
 
-    fn current(&self) -> Option<Arc<Running>> {
-        self.running.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn set_current(&self, running: Option<Arc<Running>>) -> Option<Arc<Running>> {
-        std::mem::replace(&mut *self.running.write().unwrap_or_else(PoisonError::into_inner), running)
-    }
-
     /// The producer, started if there is none.
     async fn running(&self) -> Result<Arc<Running>, SinkError> {
-        if let Some(running) = self.current() {
+        if let Some(running) = self.running.get() {
             return Ok(running);
         }
-        let _changing = self.changing.lock().await;
-        if let Some(running) = self.current() {
+        let changing = Arc::clone(&self.changing).lock_owned().await;
+        if let Some(running) = self.running.get() {
             return Ok(running);
         }
-        let (cluster, context) = (Arc::clone(&self.cluster), Context { trouble: Arc::clone(&self.trouble) });
+        let (cluster, current) = (Arc::clone(&self.cluster), Arc::clone(&self.running));
+        let context = Context { trouble: Arc::clone(&self.trouble) };
+        // Whoever waits for it may go away: the producer is kept for the next message all the same.
         let started = spawn_blocking(move || {
-            let producer = cluster.client_config().create_with_context(context);
-            producer.map_err(|error| match error {
-                KafkaError::ClientCreation(text) => cluster.masked(text),
-                // The other errors may print values.
-                _ => "the settings are not taken".to_owned(),
-            })
+            let running = start(&cluster, context)?;
+            current.set(Some(Arc::clone(&running)));
+            drop(changing);
+            Ok(running)
         });
-        let producer = started.await.map_err(SinkError::unavailable)?;
-        let producer =
-            producer.map_err(|text| SinkError::unavailable(format!("the producer does not start: {text}")))?;
-        let running = Arc::new(Running { producer: Some(producer), unknown: std::sync::Mutex::default() });
-        self.set_current(Some(Arc::clone(&running)));
-        Ok(running)
+        let running: Result<_, String> = started.await.map_err(SinkError::unavailable)?;
+        running.map_err(|text| SinkError::unavailable(format!("the producer does not start: {text}")))
     }
 
     /// Retires a producer: the next message starts another. What this one has in flight fails, or is reported by it.
     async fn replace(&self, running: &Arc<Running>, purge: Purge) {
         let _changing = self.changing.lock().await;
-        if !self.current().is_some_and(|current| Arc::ptr_eq(&current, running)) {
+        if !self.running.get().is_some_and(|current| Arc::ptr_eq(&current, running)) {
             return;
         }
         if let Purge::Now = purge {
@@ -173,13 +166,13 @@ impl Producer {
             let running = Arc::clone(running);
             let _ = spawn_blocking(move || running.purge()).await;
         }
-        self.set_current(None);
+        self.running.set(None);
     }
 
     /// Sends what is still queued, and stops. Gives the number of messages whose reports did not come.
     pub(crate) async fn close(&self) -> usize {
         let _changing = self.changing.lock().await;
-        let running = self.set_current(None);
+        let running = self.running.set(None);
         let flushed = running.clone().map(|running| spawn_blocking(move || running.producer().flush(FLUSH_LIMIT)));
         let left = self.unsettled.settled_within(FLUSH_LIMIT).await;
         if let (Some(running), Some(flushed)) = (running, flushed) {
@@ -188,6 +181,31 @@ impl Producer {
         }
         left
     }
+}
+
+/// The producer that takes messages, where one does.
+#[derive(Debug, Default)]
+struct Current(RwLock<Option<Arc<Running>>>);
+
+impl Current {
+    fn get(&self) -> Option<Arc<Running>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Sets it, and gives what was there before.
+    fn set(&self, running: Option<Arc<Running>>) -> Option<Arc<Running>> {
+        std::mem::replace(&mut *self.0.write().unwrap_or_else(PoisonError::into_inner), running)
+    }
+}
+
+/// Starts a producer. Blocks: threads are made, files and certificates read.
+fn start(cluster: &KafkaCluster, context: Context) -> Result<Arc<Running>, String> {
+    let producer = cluster.client_config().create_with_context(context).map_err(|error| match error {
+        KafkaError::ClientCreation(text) => cluster.masked(text),
+        // The other errors may print values.
+        _ => "the settings are not taken".to_owned(),
+    })?;
+    Ok(Arc::new(Running { producer: Some(producer), unknown: std::sync::Mutex::default() }))
 }
 
 fn slot(target: &Target, key: Option<&str>, message: &Message) -> Slot {
@@ -349,7 +367,7 @@ mod tests {
         let target = |topic: String| Target { cluster: 0, topic, key: None, partition: None };
         mock.create_topic("known", 1, 1).expect("a topic");
         producer.send(&target("known".to_owned()), &message, &attempt).await.expect("delivered");
-        let first = producer.current().expect("it is running");
+        let first = producer.running.get().expect("it is running");
 
         let missing: Vec<_> = (0..UNKNOWN_TOPICS).map(|number| target(format!("missing-{number}"))).collect();
         for target in &missing {
@@ -360,9 +378,9 @@ mod tests {
         for result in join_all(all_but_one.iter().map(|target| producer.send(target, &message, &attempt))).await {
             assert_eq!(result.expect_err("there is no such topic").kind(), ErrorKind::Unroutable);
         }
-        assert!(Arc::ptr_eq(&first, &producer.current().expect("it is running")));
+        assert!(Arc::ptr_eq(&first, &producer.running.get().expect("it is running")));
         producer.send(&last[0], &message, &attempt).await.expect_err("there is no such topic");
-        assert!(producer.current().is_none());
+        assert!(producer.running.get().is_none());
         producer.send(&target("known".to_owned()), &message, &attempt).await.expect("delivered by another one");
         assert_eq!(producer.close().await, 0);
     }

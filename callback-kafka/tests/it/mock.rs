@@ -79,6 +79,25 @@ async fn after_a_fatal_error_the_producer_is_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_fatal_error_is_told_by_its_cause() {
+    let (mock, sink) = mock();
+    let error = RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED;
+    mock.request_errors(RDKafkaApiKey::InitProducerId, &[error]);
+    assert_eq!(send(&sink).await, Err(ErrorKind::Unauthorized));
+    assert_eq!(send(&sink).await, Ok(Evidence::Offset { partition: 0, offset: 0 }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_producer_that_nobody_waits_for_is_started_all_the_same() {
+    let (_mock, sink) = mock();
+    let message = message("a");
+    let over = attempt_within(Duration::ZERO, 1, &message);
+    let error = sink.deliver(&to("t"), &message, &over).await.expect_err("the deadline is over");
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{}", error.chain());
+    assert_eq!(send(&sink).await, Ok(Evidence::Offset { partition: 0, offset: 0 }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_next_attempt_takes_the_receipt_of_one_that_came_too_late() {
     let (mock, sink) = mock();
     let (first, late) = (message("first"), message("late"));
