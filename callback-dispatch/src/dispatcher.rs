@@ -447,13 +447,14 @@ impl DispatcherBuilder {
                 }
             }
         }
+        // What fails from here on keeps the outbox: all that may fail comes before.
+        let breakers = self.store.breakers().await.map_err(StartError::Outbox)?;
         failpoint::reach("before-recovery");
         self.store
             .start()
             .await
             .map_err(|error| if error.is_locked() { StartError::Locked(error) } else { StartError::Outbox(error) })?;
         failpoint::reach("after-recovery");
-        let breakers = self.store.breakers().await.map_err(StartError::Outbox)?;
         let wake = Arc::new(Notify::new());
         let in_flight = self.in_flight.clamp(1, Semaphore::MAX_PERMITS);
         let bounds = Bounds {

@@ -76,6 +76,18 @@ async fn a_start_that_failed_leaves_the_file_free() {
     start(Dispatcher::builder(outbox)).await.close(Duration::ZERO).await;
 }
 
+#[tokio::test]
+async fn a_start_that_could_not_read_the_breakers_leaves_the_file_free() {
+    let home = Home::sqlite();
+    let outbox = home.open_file().await;
+    let mut stranger = home.stranger().await;
+    stranger.execute("ALTER TABLE callback_breaker RENAME TO elsewhere").await.expect("writable");
+    let failed = Dispatcher::builder(outbox.clone()).start().await;
+    assert!(matches!(failed, Err(StartError::Outbox(_))), "{failed:?}");
+    stranger.execute("ALTER TABLE elsewhere RENAME TO callback_breaker").await.expect("writable");
+    start(Dispatcher::builder(outbox)).await.close(Duration::ZERO).await;
+}
+
 #[cfg(unix)]
 #[tokio::test]
 async fn nobody_else_may_read_the_files() {
