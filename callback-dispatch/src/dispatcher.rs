@@ -36,6 +36,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 /// How long what is left after the grace, and each sink, may take to end.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
+/// Longer than any attempt takes that will ever end.
+const LONGEST_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// Accepts work durably, runs it, and delivers its result. Cheap to clone.
 ///
 /// It goes on until [`close`](Self::close), or until the last handle is dropped: the dispatcher's and its workers'.
@@ -290,7 +293,7 @@ impl Dispatcher {
         engine.forget();
     }
 
-    fn engine(&self) -> &Arc<Engine> {
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
         &self.0.engine
     }
 }
@@ -344,9 +347,9 @@ impl DispatcherBuilder {
         self
     }
 
-    /// Sets how long one attempt may take, all of it. Default 20 s.
+    /// Sets how long one attempt may take, all of it. Default 20 s; what is longer than a day counts as a day.
     pub const fn deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = deadline;
+        self.deadline = if deadline.as_secs() < LONGEST_DEADLINE.as_secs() { deadline } else { LONGEST_DEADLINE };
         self
     }
 

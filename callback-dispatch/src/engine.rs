@@ -4,6 +4,8 @@ mod accept;
 mod claim;
 mod deliver;
 mod expire;
+#[cfg(test)]
+mod faulty;
 mod gone;
 mod outage;
 mod run;
@@ -18,13 +20,15 @@ use crate::{
     clock::Micros,
     lane::{Lanes, OpenLane, Pool, Slot},
     notice::Notices,
-    outbox::{Store, Write, Written},
+    outbox::{Settle, Store, Write, Written},
     row::Row,
 };
 use callback_core::{Dsn, DsnError, Keys, Schedule, Sink, TaskId};
+use futures_util::FutureExt;
 use std::{
     collections::{HashMap, hash_map::Entry},
     fmt,
+    panic::AssertUnwindSafe,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicI64, Ordering},
@@ -39,8 +43,12 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
-/// The longest wait until a write that failed is tried again.
+/// The first and the longest wait until what the store failed to do is tried again.
+const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
+/// How long what panicked waits in the store.
+const AFTER_A_PANIC: Duration = Duration::from_secs(60);
 
 /// A clock that is set back by less is a clock.
 const LEAP: Duration = Duration::from_secs(1);
@@ -108,6 +116,23 @@ pub(crate) struct Hand {
     cancelled: CancellationToken,
     /// Whether the destination said to another message that this Dsn is no more.
     gone: AtomicBool,
+}
+
+/// What is in hand, until this is dropped.
+struct InHand<'a> {
+    engine: &'a Engine,
+    id: TaskId,
+    hand: &'a Arc<Hand>,
+}
+
+impl Drop for InHand<'_> {
+    fn drop(&mut self) {
+        if let Entry::Occupied(in_hand) = self.engine.state().in_hand.entry(self.id)
+            && Arc::ptr_eq(in_hand.get(), self.hand)
+        {
+            in_hand.remove();
+        }
+    }
 }
 
 pub(crate) struct WorkerEntry {
@@ -234,15 +259,42 @@ impl Engine {
 
     /// Brings a row as far as it goes now: through its run, and one attempt.
     async fn drive(self: Arc<Self>, row: Arc<Row>, place: Place, hand: Arc<Hand>) {
-        let id = row.id;
-        let next = if row.stage.is_open() { self.run(&row, place, &hand.cancelled).await } else { Some((row, place)) };
-        if let Some((row, place)) = next {
-            self.deliver(row, place, &hand).await;
+        let (id, token) = (row.id, row.token);
+        let driven = AssertUnwindSafe(async {
+            let run = row.stage.is_open();
+            let next = if run { self.run(&row, place, &hand.cancelled).await } else { Some((row, place)) };
+            if let Some((row, place)) = next {
+                self.deliver(row, place, &hand).await;
+            }
+        });
+        let _in_hand = InHand { engine: &self, id, hand: &hand };
+        if driven.catch_unwind().await.is_err() {
+            self.put_off(id, token).await;
         }
-        if let Entry::Occupied(in_hand) = self.state().in_hand.entry(id)
-            && Arc::ptr_eq(in_hand.get(), &hand)
-        {
-            in_hand.remove();
+    }
+
+    /// Gives a row back to the store that nobody goes on with, since something of the user's panicked: for later.
+    async fn put_off(&self, id: TaskId, token: u32) {
+        tracing::error!(%id, "what goes on with a task or event panicked: it is tried again later");
+        let Some(found) = self.find_until_read(id).await else { return };
+        if found.token == token && found.held {
+            let step = self.settle(&found, found.stage, false);
+            self.persist(Write::Settle(Settle { due: self.now().after(AFTER_A_PANIC), ..step })).await;
+        }
+    }
+
+    /// Reads a row, however long the store takes to heal; none if there is none, or the dispatcher closed before.
+    async fn find_until_read(&self, id: TaskId) -> Option<Row> {
+        let mut wait = FIRST_WAIT;
+        loop {
+            match self.store.find(id).await {
+                Ok(row) => return row,
+                Err(error) => tracing::error!(error = %chain(&error), "a row could not be read, trying again"),
+            }
+            tokio::select! {
+                () = self.closed.cancelled() => return None,
+                () = sleep(wait) => wait = (wait * 2).min(LONGEST_WAIT),
+            }
         }
     }
 
@@ -258,7 +310,7 @@ impl Engine {
         let _waiting = self.writes.take_anyway(1);
         let mut outage = None;
         let mut may_be_stored = false;
-        let mut wait = Duration::from_millis(50);
+        let mut wait = FIRST_WAIT;
         loop {
             match crate::outbox::write(&*self.store, step.clone()).await {
                 Ok(Written::Superseded | Written::Unknown) if may_be_stored => return Some(Written::Done),
@@ -341,3 +393,6 @@ impl fmt::Debug for Engine {
         f.debug_struct("Engine").field("sinks", &self.sinks).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

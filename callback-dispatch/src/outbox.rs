@@ -72,8 +72,11 @@ pub(crate) trait Store: fmt::Debug + Send + Sync + 'static {
     /// The row of this id.
     async fn find(&self, id: TaskId) -> Result<Option<Row>, OutboxError>;
 
-    /// Whether somebody else may have stored something since the last question; none if nobody else can.
-    async fn others_wrote(&self) -> Result<Option<bool>, OutboxError>;
+    /// Whether others than its dispatcher can store something.
+    fn is_shared(&self) -> bool;
+
+    /// Whether others may have stored something since the last question.
+    async fn others_wrote(&self) -> Result<bool, OutboxError>;
 
     /// The workers that accepted work waits for which nobody holds.
     async fn waiting_workers(&self) -> Result<Vec<String>, OutboxError>;

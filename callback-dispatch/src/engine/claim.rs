@@ -40,7 +40,7 @@ struct Claimed {
 impl Engine {
     /// Claims what is due until the dispatcher closes.
     pub(crate) async fn claim_until_closed(self: Arc<Self>) {
-        let shared = matches!(self.store.others_wrote().await, Ok(Some(_)));
+        let shared = self.store.is_shared();
         let mut next = Some(Micros(0));
         // The time up to which everything due was looked for: what is due later must not be passed over.
         let mut seen = Micros(0);
@@ -84,7 +84,7 @@ impl Engine {
                 () = self.closing.cancelled() => return,
                 () = self.wake.notified() => {}
                 () = sleep(wait) => {
-                    if shared && matches!(self.store.others_wrote().await, Ok(Some(true))) {
+                    if shared && matches!(self.store.others_wrote().await, Ok(true)) {
                         self.behind.store(true, Ordering::Release);
                         self.expiring.look_again();
                     }

@@ -212,15 +212,17 @@ impl Engine {
         if let Some(traceparent) = traceparent {
             attempt = attempt.with_traceparent(traceparent);
         }
-        if let Some(signer) = self.keys.signer(row.owner.as_deref(), dsn) {
-            attempt = attempt.sign(signer, message);
-        }
         let span = tracing::info_span!("attempt", number = attempt.number(), destination = %dsn.destination());
-        let delivery = async { sink.deliver(dsn, message, &attempt).await }.instrument(span);
-        let delivery = AssertUnwindSafe(delivery).catch_unwind();
+        let delivery = async {
+            if let Some(signer) = self.keys.signer(row.owner.as_deref(), dsn) {
+                attempt = attempt.sign(signer, message);
+            }
+            sink.deliver(dsn, message, &attempt).await
+        };
+        let delivery = AssertUnwindSafe(delivery.instrument(span)).catch_unwind();
         match timeout_at(deadline, delivery).await {
             Ok(Ok(result)) => result,
-            Ok(Err(_panic)) => Err(SinkError::unavailable("the sink panicked")),
+            Ok(Err(_panic)) => Err(SinkError::unavailable("the sink panicked, or the signer")),
             Err(_elapsed) => Err(SinkError::timed_out("the deadline passed")),
         }
     }

@@ -60,7 +60,9 @@ impl Engine {
         let outcome = match begin {
             Begin::Report => self.words(&worker, &task, &Failure::Interrupted),
             Begin::Run | Begin::MarkThenRun => {
-                if begin == Begin::MarkThenRun && !self.persist(self.settle(row, Stage::Started, true)).await {
+                if begin == Begin::MarkThenRun
+                    && !self.persist(Write::Settle(self.settle(row, Stage::Started, true))).await
+                {
                     return None;
                 }
                 failpoint::reach("after-run-mark");
@@ -203,32 +205,33 @@ impl Engine {
     }
 
     /// A step of a row that has not been attempted.
-    pub(super) fn settle(&self, row: &Row, to: Stage, held: bool) -> Write {
-        Write::Settle(Settle {
+    pub(super) fn settle(&self, row: &Row, to: Stage, held: bool) -> Settle {
+        let now = self.now();
+        Settle {
             id: row.id,
             token: row.token,
             from: row.stage,
             to,
             held,
             // What is in hand was due: if that is still to come, the clock was set back.
-            due: row.due.min(self.now()),
+            due: row.due.min(now),
             attempts: row.attempts,
-            now: self.now(),
+            now,
             kind: None,
             failed: None,
             order: row.order,
-        })
+        }
     }
 
     /// Gives a row back to the store whose run was ended, but not by a crash.
     async fn take_mark_off(&self, row: &Row) {
         let marked = Row { stage: Stage::Started, ..Row::clone(row) };
-        self.persist(self.settle(&marked, Stage::Accepted, false)).await;
+        self.persist(Write::Settle(self.settle(&marked, Stage::Accepted, false))).await;
     }
 
     /// Gives a row back to the store: somebody will claim it.
     pub(super) async fn release(&self, row: &Row) {
-        self.persist(self.settle(row, row.stage, false)).await;
+        self.persist(Write::Settle(self.settle(row, row.stage, false))).await;
     }
 }
 

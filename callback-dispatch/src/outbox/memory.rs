@@ -483,8 +483,12 @@ impl Store for MemoryOutbox {
         Ok(state.by_id.get(&id).and_then(|key| state.rows.get(key)).map(|entry| Row::clone(&entry.row)))
     }
 
-    async fn others_wrote(&self) -> Result<Option<bool>, OutboxError> {
-        Ok(None)
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    async fn others_wrote(&self) -> Result<bool, OutboxError> {
+        Ok(false)
     }
 
     async fn waiting_workers(&self) -> Result<Vec<String>, OutboxError> {

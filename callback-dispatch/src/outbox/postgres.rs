@@ -299,10 +299,14 @@ impl Store for PostgresOutbox {
         read::find(&self.0.pool, &self.0.codec, id).await.map_err(|error| not_stored(&error))
     }
 
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     /// Whether anything is there to be claimed, now or later: who stored it, and when, the database does not tell.
-    async fn others_wrote(&self) -> Result<Option<bool>, OutboxError> {
+    async fn others_wrote(&self) -> Result<bool, OutboxError> {
         let next = read::next_due(&self.0.pool, Micros(i64::MIN)).await.map_err(|error| not_stored(&error))?;
-        Ok(Some(next.is_some()))
+        Ok(next.is_some())
     }
 
     async fn waiting_workers(&self) -> Result<Vec<String>, OutboxError> {

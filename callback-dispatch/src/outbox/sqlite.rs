@@ -147,8 +147,12 @@ impl Store for SqliteOutbox {
         Ok(read::find(self.0.database.reader(), &self.0.codec, id).await?)
     }
 
-    async fn others_wrote(&self) -> Result<Option<bool>, OutboxError> {
-        Ok(Some(self.0.writer.others_wrote().await?))
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    async fn others_wrote(&self) -> Result<bool, OutboxError> {
+        Ok(self.0.writer.others_wrote().await?)
     }
 
     async fn waiting_workers(&self) -> Result<Vec<String>, OutboxError> {

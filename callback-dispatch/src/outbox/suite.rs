@@ -620,7 +620,11 @@ impl Store for Broken {
         self.inner.find(id).await
     }
 
-    async fn others_wrote(&self) -> Result<Option<bool>, OutboxError> {
+    fn is_shared(&self) -> bool {
+        self.inner.is_shared()
+    }
+
+    async fn others_wrote(&self) -> Result<bool, OutboxError> {
         self.inner.others_wrote().await
     }
 

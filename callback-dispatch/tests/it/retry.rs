@@ -224,6 +224,13 @@ impl Clock for SlowMachine {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_deadline_may_be_as_long_as_there_are_words_for() {
+    let (dispatcher, mut attempts) = paused(|_| Ok(receipt()), |builder| builder.deadline(Duration::MAX)).await;
+    dispatcher.publish(event("custom://a", json!(1))).await.expect("published");
+    in_time(attempts.recv()).await.expect("an attempt");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_came_due_before_anybody_looked_is_not_passed_over() {
     let fails = |given: &Given| {
         if given.attempt.number() < 4 { Err(SinkError::unavailable("down")) } else { Ok(receipt()) }

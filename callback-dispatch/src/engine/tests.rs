@@ -1,0 +1,69 @@
+//! What others store is found, and what panics is put off.
+
+use super::faulty::Faulty;
+use crate::{
+    Clock, Dispatcher, Event, Interrupted, MemoryOutbox, TaskState, TokioClock, Work,
+    outbox::{Write, write},
+};
+use callback_core::MemorySink;
+use std::{
+    panic::panic_any,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+use tokio::time::{Instant, sleep, timeout};
+
+#[tokio::test(start_paused = true)]
+async fn what_others_store_is_found_though_the_store_could_not_say_so_at_first() {
+    let outbox = Faulty::default();
+    outbox.faults.is_shared.store(true, Ordering::SeqCst);
+    outbox.faults.is_silent.store(2, Ordering::SeqCst);
+    let sink = MemorySink::new();
+    let _dispatcher = Dispatcher::builder(outbox.clone()).sink(sink.clone()).start().await.expect("started");
+    sleep(Duration::from_secs(5)).await;
+
+    let elsewhere = Dispatcher::builder(MemoryOutbox::new()).sink(MemorySink::new()).start().await.expect("started");
+    let event = Event::to("memory://events".parse().expect("a valid Dsn"), "a.b", "event");
+    let row = elsewhere.engine().event_row(event).expect("valid");
+    write(&outbox.inner, Write::Insert(Arc::new(row))).await.expect("stored");
+    timeout(Duration::from_secs(5), sink.next("events")).await.expect("it is found within a sweep");
+}
+
+/// Panics once, when it is told to.
+#[derive(Clone, Debug)]
+struct Panics {
+    clock: TokioClock,
+    next: Arc<AtomicBool>,
+}
+
+impl Clock for Panics {
+    fn now(&self) -> SystemTime {
+        if self.next.swap(false, Ordering::SeqCst) {
+            panic_any("the clock stands still");
+        }
+        self.clock.now()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_panics_is_given_back_and_goes_on_a_minute_later() {
+    let next = Arc::new(AtomicBool::new(true));
+    let clock = Panics { clock: TokioClock::default(), next: Arc::default() };
+    let (armed, stops) = (Arc::clone(&next), Arc::clone(&clock.next));
+    let dispatcher = Dispatcher::builder(MemoryOutbox::new()).clock(clock).start().await.expect("started");
+    let handler = move |_| {
+        // The next to ask for the time is whoever stores the outcome.
+        stops.store(armed.swap(false, Ordering::SeqCst), Ordering::SeqCst);
+        async { Ok::<_, String>("done") }
+    };
+    let worker = dispatcher.worker("a", Interrupted::RunAgain).run(handler).expect("registered");
+    let id = worker.accept(Work::new("work")).await.expect("accepted").id();
+    let begun = Instant::now();
+    let task = dispatcher.wait(id).await.expect("readable").expect("known");
+    assert_eq!((task.state(), next.load(Ordering::SeqCst)), (TaskState::Completed, false));
+    assert!(begun.elapsed() >= Duration::from_secs(60), "{:?}", begun.elapsed());
+    assert_eq!(dispatcher.engine().in_hand(), 0, "nothing is forgotten in memory");
+}
