@@ -10,6 +10,7 @@ mod gone;
 mod outage;
 mod run;
 mod sweep;
+mod unknown;
 mod waiter;
 
 pub(crate) use expire::Expiring;
@@ -276,19 +277,19 @@ impl Engine {
     /// Gives a row back to the store that nobody goes on with, since something of the user's panicked: for later.
     async fn put_off(&self, id: TaskId, token: u32) {
         tracing::error!(%id, "what goes on with a task or event panicked: it is tried again later");
-        let Some(found) = self.find_until_read(id).await else { return };
+        let Some(Some(found)) = self.find_until_read(id).await else { return };
         if found.token == token && found.held {
             let step = self.settle(&found, found.stage, false);
             self.persist(Write::Settle(Settle { due: self.now().after(AFTER_A_PANIC), ..step })).await;
         }
     }
 
-    /// Reads a row, however long the store takes to heal; none if there is none, or the dispatcher closed before.
-    async fn find_until_read(&self, id: TaskId) -> Option<Row> {
+    /// Reads the row of this id, if there is one, however long the store takes to heal; none if the dispatcher closed before.
+    async fn find_until_read(&self, id: TaskId) -> Option<Option<Row>> {
         let mut wait = FIRST_WAIT;
         loop {
             match self.store.find(id).await {
-                Ok(row) => return row,
+                Ok(row) => return Some(row),
                 Err(error) => tracing::error!(error = %chain(&error), "a row could not be read, trying again"),
             }
             tokio::select! {
@@ -300,7 +301,7 @@ impl Engine {
 
     /// Stores a step, however long the store takes to heal; false if the row went elsewhere meanwhile.
     ///
-    /// After a failure of unknown outcome a second try may find its own first: that counts as stored.
+    /// After a failure of unknown outcome a second try may find that it was stored at first: that counts as stored.
     pub(crate) async fn persist(&self, step: Write) -> bool {
         self.write_until_stored(step).await.is_some_and(|written| written.is_done())
     }
@@ -313,7 +314,7 @@ impl Engine {
         let mut wait = FIRST_WAIT;
         loop {
             match crate::outbox::write(&*self.store, step.clone()).await {
-                Ok(Written::Superseded | Written::Unknown) if may_be_stored => return Some(Written::Done),
+                Ok(written) if may_be_stored && !written.is_done() => return self.judge(&step, written).await,
                 Ok(written) => return Some(written),
                 Err(error) => {
                     may_be_stored |= error.is_unknown();

@@ -128,6 +128,11 @@ pub(crate) async fn write(store: &dyn Store, write: Write) -> Result<Written, Ou
 pub(crate) enum Write {
     /// A new row, unless there is one of its idempotency key.
     Insert(Arc<Row>),
+    /// Makes known what became of an insert of unknown outcome: `Done` if the row is stored, `Unknown` if it is not, and never
+    /// will be.
+    Confirm {
+        id: TaskId,
+    },
     /// A result, and the events that were published with it, if the row is open and the token is current.
     Result {
         id: TaskId,
@@ -267,6 +272,9 @@ pub(crate) enum Written {
     Superseded,
     /// There is no such row.
     Unknown,
+    /// A transaction whose connection was lost is open still: whether it commits is not known yet.
+    #[cfg(feature = "postgres")]
+    NotYet,
     /// These rows are in the caller's hands, oldest first.
     Claimed(Vec<Row>),
     /// This row has the idempotency key; whether it is of the same request.

@@ -1,6 +1,6 @@
 //! From work or an event to a stored row that is handed on.
 
-use super::{Engine, Place};
+use super::Engine;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 use crate::transaction::Connection;
 use crate::{
@@ -11,14 +11,9 @@ use crate::{
     row::{Idempotency, Order, OrderKey, Request, Row, Stage, Stored},
 };
 use callback_core::{Acknowledgment, Dsn, Message, MessageId, TaskId};
+use futures_util::FutureExt;
 use std::{sync::Arc, time::Duration};
-use tokio::{
-    sync::oneshot,
-    time::{Instant, sleep},
-};
-
-/// How long a commit of unknown outcome is asked about.
-const ASK_FOR: Duration = Duration::from_secs(5);
+use tokio::sync::oneshot;
 
 /// What an overloaded dispatcher tells its clients to wait.
 const OVERLOADED: Duration = Duration::from_secs(1);
@@ -176,7 +171,6 @@ impl Engine {
         let (engine, stored) = (Arc::clone(self), Arc::clone(&row));
         // The hand-over happens where the commit is known, so that a caller who gives up loses nothing.
         let done = Box::new(move |result: Result<Written, OutboxError>| {
-            drop(waiting);
             match result {
                 Ok(Written::Known { id, same }) => {
                     drop(place);
@@ -193,7 +187,9 @@ impl Engine {
                 Err(error) if error.is_unknown() => {
                     let tasks = engine.tasks.clone();
                     let runtime = engine.runtime.clone();
-                    tasks.spawn_on(async move { sender.send(engine.ask(stored, place, error).await) }, &runtime);
+                    let ask = engine.ask(stored, place, error, sender);
+                    // What is not known waits, too: its number is bounded.
+                    tasks.spawn_on(ask.map(|()| drop(waiting)), &runtime);
                 }
                 Err(error) => _ = sender.send(Err(AcceptError::Outbox(error))),
             }
@@ -204,40 +200,5 @@ impl Engine {
         })?;
         let closed = || Err(AcceptError::Outbox(OutboxError::unknown("the outbox was closed")));
         receiver.await.unwrap_or_else(|_| closed())
-    }
-
-    /// Asks whether a row was stored whose commit had no clear answer, and hands it over if it was.
-    async fn ask(
-        self: Arc<Self>,
-        row: Arc<Row>,
-        place: Option<Place>,
-        error: OutboxError,
-    ) -> Result<TaskId, AcceptError> {
-        let until = Instant::now() + ASK_FOR;
-        loop {
-            match self.store.find(row.id).await {
-                Ok(Some(_)) => {
-                    measure::accepted(&row);
-                    self.expiring.expect(row.expires);
-                    let id = row.id;
-                    self.hand_over(row, place);
-                    return Ok(id);
-                }
-                // What a failed commit left in the log may yet be found by a recovery: only after a later commit is it
-                // known to be gone, and if it comes back before that, it comes back cancelled.
-                Ok(None) => {
-                    let cancel = Write::Cancel { id: row.id, now: self.now() };
-                    if crate::outbox::write(&*self.store, cancel).await.is_ok() {
-                        return Err(AcceptError::Outbox(OutboxError::not_stored(error)));
-                    }
-                    if Instant::now() >= until {
-                        return Err(AcceptError::Outbox(error));
-                    }
-                    sleep(Duration::from_millis(100)).await;
-                }
-                Err(_) if Instant::now() < until => sleep(Duration::from_millis(100)).await,
-                Err(_) => return Err(AcceptError::Outbox(error)),
-            }
-        }
     }
 }

@@ -68,6 +68,7 @@ fn name(write: &Write) -> &'static str {
     match write {
         Write::Insert(_) => "insert",
         Write::Result { .. } => "result",
+        Write::Confirm { .. } => "confirm",
         Write::Settle(_) => "settle",
         Write::Claim(_) => "claim",
         _ => "other",

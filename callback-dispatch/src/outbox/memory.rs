@@ -236,6 +236,13 @@ impl State {
     fn apply(&mut self, write: Write) -> Written {
         match write {
             Write::Insert(row) => self.insert_once(row),
+            Write::Confirm { id } => {
+                if self.by_id.contains_key(&id) {
+                    Written::Done
+                } else {
+                    Written::Unknown
+                }
+            }
             Write::Result { id, token, to, held, now, result, order: _, events } => {
                 let written = self.change(
                     id,

@@ -46,6 +46,7 @@ const CLAUSES: &[(&str, Clause)] = clauses![
     what_waits_for_a_dsn_that_is_gone_is_buried,
     what_is_not_over_in_time_expires,
     what_ended_long_ago_is_deleted,
+    what_is_confirmed_is_stored_and_what_is_not_never_was,
 ];
 
 const NOW: Micros = Micros(1_000_000);
@@ -419,6 +420,19 @@ async fn what_ended_long_ago_is_deleted(store: &dyn Store) {
     assert!(find(store, pending.id).await.is_some() && find(store, dead.id).await.is_some());
 }
 
+async fn what_is_confirmed_is_stored_and_what_is_not_never_was(store: &dyn Store) {
+    let (row, lost) = (Row { held: true, ..task("worker") }, event(DSN));
+    insert(store, &row).await;
+    let before = kept(store, row.id).await;
+    assert!(done(store, Write::Confirm { id: row.id }).await);
+    assert_eq!(format!("{:?}", kept(store, row.id).await), format!("{before:?}"));
+    let confirmed = write(store, Write::Confirm { id: lost.id }).await.expect("stored");
+    assert!(matches!(confirmed, Written::Unknown), "{confirmed:?}");
+    assert!(find(store, lost.id).await.is_none());
+    insert(store, &lost).await;
+    assert!(done(store, Write::Confirm { id: lost.id }).await);
+}
+
 #[tokio::test]
 async fn memory_keeps_every_clause() {
     for (name, clause) in CLAUSES {
@@ -482,6 +496,7 @@ enum Fault {
     BuriesNothing,
     ExpiresEverything,
     DeletesTooEarly,
+    ConfirmsEverything,
 }
 
 /// What breaks, and the clause that must notice.
@@ -509,6 +524,7 @@ const BROKEN: &[(Fault, &str)] = &[
     (Fault::BuriesNothing, "what_waits_for_a_dsn_that_is_gone_is_buried"),
     (Fault::ExpiresEverything, "what_is_not_over_in_time_expires"),
     (Fault::DeletesTooEarly, "what_ended_long_ago_is_deleted"),
+    (Fault::ConfirmsEverything, "what_is_confirmed_is_stored_and_what_is_not_never_was"),
 ];
 
 /// An outbox in memory with one fault.
@@ -531,7 +547,8 @@ impl Broken {
             | (Fault::ForgetsBreakers, Write::OpenBreaker(_))
             | (Fault::KeepsHoldersAtRecovery, Write::Recover)
             | (Fault::ReplaysNothing, Write::Replay { .. })
-            | (Fault::DefersNothing, Write::Defer { .. }) => return None,
+            | (Fault::DefersNothing, Write::Defer { .. })
+            | (Fault::ConfirmsEverything, Write::Confirm { .. }) => return None,
             (Fault::ForgetsHolders, Write::Insert(row)) => {
                 Write::Insert(Arc::new(Row { held: false, ..Row::clone(&row) }))
             }

@@ -66,6 +66,9 @@ enum Step {
     Cancel {
         row: usize,
     },
+    Confirm {
+        row: usize,
+    },
     Replay {
         rows: Vec<usize>,
     },
@@ -117,6 +120,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(row, stale, from, to, held, failed)| Step::Settle { row, stale, from, to, held, failed }),
         1 => (row(), vec(0..2usize, 0..3), 0..60i64).prop_map(|(limit, lanes, before)| Step::Age { limit, lanes, before }),
         1 => row().prop_map(|row| Step::Cancel { row }),
+        1 => row().prop_map(|row| Step::Confirm { row }),
         2 => vec(row(), 0..3).prop_map(|rows| Step::Replay { rows }),
         1 => row().prop_map(|row| Step::ReplayAsNew { row }),
         1 => vec(row(), 0..2).prop_map(|rows| Step::Purge { rows }),
@@ -304,6 +308,14 @@ impl Outboxes {
                 Write::Age { lanes, before: Micros(now.0 - before), now, limit }
             }
             Step::Cancel { row } => Write::Cancel { id: self.id(row), now: self.tick() },
+            Step::Confirm { row } => {
+                let id = self.id(row);
+                // Memory forgets what nobody can ask for.
+                if self.ids.contains(&id) && self.row(id).await.is_none() {
+                    return Vec::new();
+                }
+                Write::Confirm { id }
+            }
             Step::Replay { rows } => Write::Replay { ids: self.ids_of(&rows), now: self.tick() },
             Step::ReplayAsNew { row } => {
                 let (id, now) = (self.id(row), self.tick());
@@ -346,10 +358,11 @@ impl Outboxes {
         for database in &self.databases {
             let written = join_all(writes.iter().map(|step| write(&**database, step.clone()))).await;
             for ((memory, written), write) in memory.iter().zip(written).zip(&writes) {
-                let cancels_nothing = matches!(write, Write::Cancel { id, .. } if !self.ids.contains(id));
+                let finds_nothing =
+                    matches!(write, Write::Cancel { id, .. } | Write::Confirm { id } if !self.ids.contains(id));
                 let written = written.expect("stored");
                 let deletes = matches!(write, Write::Clean { .. });
-                let answer = |written| answer(written, cancels_nothing, deletes);
+                let answer = |written| answer(written, finds_nothing, deletes);
                 assert_eq!(answer(memory), answer(&written), "{write:?}");
             }
         }
@@ -414,12 +427,12 @@ fn is_kept(row: &Row) -> bool {
     row.work.is_some() || !row.stage.is_ended() || row.stage == Stage::Dead
 }
 
-/// An answer as far as the engine looks at it: that there is no such row is told by a cancel of what never was.
-fn answer(written: &Written, cancels_nothing: bool, deletes: bool) -> String {
+/// An answer as far as the engine looks at it: that there is no such row is told of what never was.
+fn answer(written: &Written, finds_nothing: bool, deletes: bool) -> String {
     match written {
         Written::Claimed(rows) => format!("{:#?}", rows.iter().map(all_of).collect::<Vec<_>>()),
         Written::Count(_) if deletes => String::new(),
-        Written::Unknown if !cancels_nothing => format!("{:?}", Written::Superseded),
+        Written::Unknown if !finds_nothing => format!("{:?}", Written::Superseded),
         other => format!("{other:?}"),
     }
 }

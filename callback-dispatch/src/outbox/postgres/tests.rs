@@ -336,30 +336,24 @@ async fn messages_of_one_key_are_due_one_at_a_time_whichever_process_stores_and_
 async fn a_row_whose_transaction_is_open_is_not_said_to_be_unknown() {
     let Some(schema) = Schema::new().await else { return };
     let outbox = schema.open().await;
-    let (mut stranger, mut watcher) = (schema.stranger().await, schema.stranger().await);
+    let mut stranger = schema.stranger().await;
     for commits in [true, false] {
-        let row = task("a");
+        let (row, other) = (task("a"), task("a"));
         let mut open = stranger.begin().await.expect("a transaction");
         outbox.insert_in(Connection::Postgres(&mut open), Arc::new(row.clone())).await.expect("stored");
-        let mut cancel = Box::pin(write(&outbox, Write::Cancel { id: row.id, now: NOW }));
-        let waits =
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%ON CONFLICT (id)%'";
-        loop {
-            assert!(futures_util::poll!(&mut cancel).is_pending(), "it may be stored yet");
-            let waiting: i64 = sqlx::query_scalar(waits).fetch_one(&mut watcher).await.expect("readable");
-            if waiting > 0 {
-                break;
-            }
-        }
+        let both = [Write::Confirm { id: row.id }, Write::Insert(Arc::new(other.clone()))];
+        let both = join_all(both.into_iter().map(|step| write(&outbox, step))).await;
+        assert!(matches!(both[0], Ok(Written::NotYet)), "it may be stored yet: {both:?}");
+        assert!(matches!(both[1], Ok(Written::Done)), "what shares its transaction is stored: {both:?}");
         if commits {
             open.commit().await.expect("committed");
-            assert!(matches!(cancel.await.expect("stored"), Written::Done));
-            assert_eq!(find(&outbox, &row).await.stage, Stage::Cancelled);
         } else {
             open.rollback().await.expect("rolled back");
-            assert!(matches!(cancel.await.expect("stored"), Written::Unknown));
-            assert!(outbox.find(row.id).await.expect("readable").is_none());
         }
+        let known = write(&outbox, Write::Confirm { id: row.id }).await.expect("stored");
+        assert!(matches!((commits, &known), (true, Written::Done) | (false, Written::Unknown)), "{known:?}");
+        let kept = outbox.find(row.id).await.expect("readable").map(|row| row.stage);
+        assert_eq!(kept, commits.then_some(Stage::Accepted));
     }
 }
 

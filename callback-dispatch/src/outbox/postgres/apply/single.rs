@@ -18,7 +18,7 @@ use crate::{
     row::{Idempotency, Row},
 };
 use callback_core::{ErrorKind, TaskId};
-use sqlx::{Error, PgConnection, query, query_as, query_scalar, types::Uuid};
+use sqlx::{Connection, Error, PgConnection, query, query_as, query_scalar, types::Uuid};
 use std::sync::Arc;
 
 pub(super) const AGE: &str = "\
@@ -94,6 +94,7 @@ pub(super) async fn single(connection: &mut PgConnection, by: By<'_>, write: &Wr
     match write {
         Write::Result { .. } | Write::Settle(_) => unreachable!("comes in numbers"),
         Write::Insert(row) => insert_once(connection, by, row).await,
+        Write::Confirm { id } => confirm(connection, *id).await,
         Write::Defer { id, token, events } => {
             let sql = "UPDATE callback_outbox SET stage = 2, holder = NULL, due = $1 \
                        WHERE id = $2 AND token = $3 AND stage <= 1";
@@ -105,20 +106,16 @@ pub(super) async fn single(connection: &mut PgConnection, by: By<'_>, write: &Wr
             Ok(Written::Done)
         }
         Write::Cancel { id, now } => {
-            if is_cancelled(connection, *id, *now).await? {
+            let sql = "UPDATE callback_outbox SET stage = 13, holder = NULL, ended_at = $1, turn = NULL \
+                       WHERE id = $2 AND stage < 10 RETURNING order_key";
+            let cancelled = query_scalar(sql).bind(now.0).bind(uuid(*id)).fetch_optional(&mut *connection);
+            if let Some(key) = cancelled.await? {
+                release_next(connection, Vec::from_iter::<Option<Vec<u8>>>(key), *now).await?;
                 return Ok(Written::Done);
             }
-            // The transaction of a row that nobody sees may be open still, its connection lost in the commit. After this
-            // it is over, and its row is seen, or will never be.
-            let wait = "INSERT INTO callback_outbox \
-                        (id, stage, token, due, attempts, starts, accepted_at, first_due, expires) \
-                        VALUES ($1, 13, 0, 0, 0, 0, 0, 0, 0) ON CONFLICT (id) DO NOTHING";
-            if query(wait).bind(uuid(*id)).execute(&mut *connection).await?.rows_affected() > 0 {
-                let nothing = query("DELETE FROM callback_outbox WHERE id = $1").bind(uuid(*id));
-                nothing.execute(connection).await?;
-                return Ok(Written::Unknown);
-            }
-            Ok(if is_cancelled(connection, *id, *now).await? { Written::Done } else { Written::Superseded })
+            let known = query("SELECT 1 FROM callback_outbox WHERE id = $1").bind(uuid(*id));
+            let known = known.fetch_optional(connection).await?.is_some();
+            Ok(if known { Written::Superseded } else { Written::Unknown })
         }
         Write::Replay { ids, now } => Ok(Written::Count(replay(connection, ids, *now, None).await?)),
         Write::ReplayAsNew { id, now, result } => {
@@ -180,14 +177,21 @@ pub(super) async fn single(connection: &mut PgConnection, by: By<'_>, write: &Wr
     }
 }
 
-pub(super) async fn is_cancelled(connection: &mut PgConnection, id: TaskId, now: Micros) -> Result<bool, Error> {
-    let sql = "UPDATE callback_outbox SET stage = 13, holder = NULL, ended_at = $1, turn = NULL \
-               WHERE id = $2 AND stage < 10 RETURNING order_key";
-    let cancelled: Option<Option<Vec<u8>>> =
-        query_scalar(sql).bind(now.0).bind(uuid(id)).fetch_optional(&mut *connection).await?;
-    let Some(key) = cancelled else { return Ok(false) };
-    release_next(connection, Vec::from_iter(key), now).await?;
-    Ok(true)
+/// The transaction of a row that nobody sees may be open still, its connection lost in the commit: whoever stores the same
+/// id waits for it. That is tried for a moment, so that no other write waits for long.
+async fn confirm(connection: &mut PgConnection, id: TaskId) -> Result<Written, Error> {
+    let mut tried = connection.begin().await?;
+    query("SET LOCAL lock_timeout = 50").execute(&mut *tried).await?;
+    let sql = "INSERT INTO callback_outbox (id, stage, token, due, attempts, starts, accepted_at, first_due, expires) \
+               VALUES ($1, 13, 0, 0, 0, 0, 0, 0, 0) ON CONFLICT (id) DO NOTHING";
+    let inserted = query(sql).bind(uuid(id)).execute(&mut *tried).await;
+    tried.rollback().await?;
+    match inserted {
+        Ok(inserted) if inserted.rows_affected() == 0 => Ok(Written::Done),
+        Ok(_) => Ok(Written::Unknown),
+        Err(Error::Database(error)) if error.code().as_deref() == Some("55P03") => Ok(Written::NotYet),
+        Err(error) => Err(error),
+    }
 }
 
 pub(super) async fn insert_once(connection: &mut PgConnection, by: By<'_>, row: &Row) -> Result<Written, Error> {

@@ -1,0 +1,91 @@
+//! Writes of unknown outcome: what became of them is asked, until it is known.
+
+use super::{Engine, FIRST_WAIT, LONGEST_WAIT, Place};
+use crate::{
+    AcceptError, OutboxError, measure,
+    outbox::{Settle, Write, Written},
+    row::{Row, Stage},
+};
+use callback_core::TaskId;
+use std::{pin::pin, sync::Arc, time::Duration};
+use tokio::{
+    sync::oneshot,
+    time::{sleep, timeout},
+};
+
+/// How long a caller waits until it is known what became of its row.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+impl Engine {
+    /// Asks for what became of a new row, and answers its caller within five seconds: what is not known by then goes on.
+    pub(super) async fn ask(
+        self: Arc<Self>,
+        row: Arc<Row>,
+        place: Option<Place>,
+        error: OutboxError,
+        caller: oneshot::Sender<Result<TaskId, AcceptError>>,
+    ) {
+        let mut known = pin!(self.make_known(&row, place));
+        let answer = match timeout(ANSWER_WITHIN, &mut known).await {
+            Ok(Some(true)) => Ok(row.id),
+            Ok(Some(false)) => Err(AcceptError::Outbox(OutboxError::not_stored(error))),
+            Ok(None) => Err(AcceptError::Outbox(error)),
+            Err(_elapsed) => {
+                let _ = caller.send(Err(AcceptError::Outbox(error)));
+                known.await;
+                return;
+            }
+        };
+        let _ = caller.send(answer);
+    }
+
+    /// Whether a new row is stored, which is handed over then, or never will be; none if the dispatcher closed before.
+    async fn make_known(self: &Arc<Self>, row: &Arc<Row>, place: Option<Place>) -> Option<bool> {
+        match self.until_known(Write::Confirm { id: row.id }).await? {
+            Written::Done => {}
+            _ => return Some(false),
+        }
+        measure::accepted(row);
+        self.expiring.expect(row.expires);
+        // Others know of it by now: it may have been taken, or ended.
+        let found = self.find_until_read(row.id).await?;
+        let is_untouched = |found: &Row| found.held && found.token == row.token && found.stage == row.stage;
+        self.hand_over(Arc::clone(row), place.filter(|_| found.as_ref().is_some_and(is_untouched)));
+        Some(true)
+    }
+
+    /// Stores a write that settles what became of another; none if the dispatcher closed before.
+    async fn until_known(&self, settles: Write) -> Option<Written> {
+        let mut wait = FIRST_WAIT;
+        loop {
+            match self.write_until_stored(settles.clone()).await? {
+                #[cfg(feature = "postgres")]
+                Written::NotYet => {}
+                written => return Some(written),
+            }
+            tokio::select! {
+                () = self.closed.cancelled() => return None,
+                () = sleep(wait) => wait = (wait * 2).min(LONGEST_WAIT),
+            }
+        }
+    }
+
+    /// What became of a step that found its row elsewhere, after a try of unknown outcome: it may have found its own.
+    pub(super) async fn judge(&self, step: &Write, written: Written) -> Option<Written> {
+        let (id, token, to) = match step {
+            Write::Settle(Settle { id, token, to, .. }) | Write::Result { id, token, to, .. } => (id, *token, *to),
+            Write::Defer { id, token, .. } => (id, *token, Stage::Deferred),
+            _ => return Some(written),
+        };
+        let found = self.find_until_read(*id).await?;
+        if found.is_some_and(|found| found.token == token && found.stage == to) {
+            return Some(Written::Done);
+        }
+        // Its own it may be all the same, and somebody else have gone on from there.
+        self.look_again();
+        Some(Written::Superseded)
+    }
+}
+
+#[cfg(test)]
+mod tests;

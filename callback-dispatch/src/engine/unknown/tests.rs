@@ -1,0 +1,157 @@
+//! A store whose answers are lost.
+
+use crate::{
+    AcceptError, Dispatcher, Interrupted, MemoryOutbox, Task, TaskState, Work, Worker,
+    engine::faulty::Faulty,
+    outbox::{Claim, Store, Write},
+};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+use tokio::time::{Instant, sleep, timeout};
+
+/// A dispatcher whose handler counts its runs.
+async fn begin(outbox: &Faulty, interrupted: Interrupted) -> (Dispatcher, Worker, Arc<AtomicUsize>) {
+    let dispatcher = Dispatcher::builder(outbox.clone()).start().await.expect("started");
+    let runs = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&runs);
+    let handler = move |task: Task| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async move { Ok::<_, String>(task.payload().clone()) }
+    };
+    let worker = dispatcher.worker("a", interrupted).run(handler).expect("registered");
+    (dispatcher, worker, runs)
+}
+
+fn store(outbox: &MemoryOutbox, write: Write) {
+    assert!(outbox.submit(write, Box::new(drop)).is_ok());
+}
+
+/// Whether it failed with an unknown outcome.
+#[track_caller]
+fn is_unknown<T: std::fmt::Debug>(accepted: Result<T, AcceptError>) -> bool {
+    match accepted {
+        Err(AcceptError::Outbox(error)) => error.is_unknown(),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn completed(dispatcher: &Dispatcher, id: callback_core::TaskId) {
+    let ended = timeout(Duration::from_secs(60), dispatcher.wait(id)).await.expect("it ends");
+    assert_eq!(ended.expect("readable").map(|task| task.state()), Some(TaskState::Completed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_stored_though_nobody_said_so_is_acknowledged_and_run() {
+    let outbox = Faulty::default();
+    let (dispatcher, worker, runs) = begin(&outbox, Interrupted::RunAgain).await;
+    outbox.faults.lose("insert", store);
+    let id = worker.accept(Work::new("work")).await.expect("accepted").id();
+    completed(&dispatcher, id).await;
+    assert_eq!(runs.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_known_within_five_seconds_is_run_all_the_same_if_it_was_stored() {
+    let outbox = Faulty::default();
+    let (dispatcher, worker, runs) = begin(&outbox, Interrupted::RunAgain).await;
+    let faults = Arc::clone(&outbox.faults);
+    outbox.faults.lose("insert", move |inner, write| {
+        store(inner, write);
+        faults.fails.store(true, Ordering::SeqCst);
+    });
+    let work = || Work::new("work").idempotency_key("key");
+    let begun = Instant::now();
+    assert!(is_unknown(worker.accept(work()).await));
+    assert_eq!(begun.elapsed(), Duration::from_secs(5));
+    sleep(Duration::from_secs(600)).await;
+    assert_eq!(runs.load(Ordering::SeqCst), 0);
+
+    outbox.faults.fails.store(false, Ordering::SeqCst);
+    let again = async {
+        loop {
+            match worker.accept(work()).await {
+                Ok(acknowledgment) => return acknowledgment.id(),
+                Err(_) => sleep(Duration::from_millis(10)).await,
+            }
+        }
+    };
+    let id = timeout(Duration::from_secs(5), again).await.expect("it is acknowledged");
+    completed(&dispatcher, id).await;
+    assert_eq!(runs.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_not_stored_leaves_its_idempotency_key_free() {
+    let outbox = Faulty::default();
+    let (dispatcher, worker, runs) = begin(&outbox, Interrupted::RunAgain).await;
+    outbox.faults.lose("insert", |_, _| {});
+    let work = || Work::new("work").idempotency_key("key");
+    assert!(!is_unknown(worker.accept(work()).await));
+    let id = worker.accept(work()).await.expect("accepted").id();
+    completed(&dispatcher, id).await;
+    assert_eq!(runs.load(Ordering::SeqCst), 1);
+}
+
+/// Its transaction was open still: the commit comes when it is asked for.
+#[tokio::test(start_paused = true)]
+async fn what_is_stored_while_it_is_asked_for_is_acknowledged_and_run() {
+    let outbox = Faulty::default();
+    let (dispatcher, worker, runs) = begin(&outbox, Interrupted::RunAgain).await;
+    let faults = Arc::clone(&outbox.faults);
+    outbox.faults.lose("insert", move |_, insert| {
+        faults.lose("confirm", |inner, _| store(inner, insert));
+    });
+    let work = || Work::new("work").idempotency_key("key");
+    let id = worker.accept(work()).await.expect("accepted").id();
+    assert_eq!(worker.accept(work()).await.expect("accepted").id(), id);
+    completed(&dispatcher, id).await;
+    assert_eq!(runs.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_have_taken_meanwhile_is_not_run_here() {
+    let outbox = Faulty::default();
+    let (_dispatcher, worker, runs) = begin(&outbox, Interrupted::RunAgain).await;
+    outbox.faults.lose("insert", |inner, write| {
+        store(inner, write);
+        take_over(inner);
+    });
+    worker.accept(Work::new("work")).await.expect("accepted");
+    sleep(Duration::from_secs(600)).await;
+    assert_eq!(runs.load(Ordering::SeqCst), 0);
+}
+
+/// What another process does when the lease of this one is over.
+fn take_over(outbox: &MemoryOutbox) {
+    store(outbox, Write::Recover);
+    let workers = vec!["a".into()];
+    store(
+        outbox,
+        Write::Claim(Claim { now: crate::clock::Micros(i64::MAX - 1), limit: 1, workers, left_out: Vec::new() }),
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mark_that_was_stored_though_nobody_said_so_counts() {
+    let outbox = Faulty::default();
+    let (dispatcher, worker, runs) = begin(&outbox, Interrupted::Report).await;
+    outbox.faults.lose("settle", store);
+    let id = worker.accept(Work::new("work")).await.expect("accepted").id();
+    completed(&dispatcher, id).await;
+    assert_eq!(runs.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_its_mark_nothing_is_run_that_another_process_has_taken_over() {
+    let outbox = Faulty::default();
+    let (_dispatcher, worker, runs) = begin(&outbox, Interrupted::Report).await;
+    outbox.faults.lose("settle", |inner, _| take_over(inner));
+    worker.accept(Work::new("work")).await.expect("accepted");
+    sleep(Duration::from_secs(600)).await;
+    assert_eq!(runs.load(Ordering::SeqCst), 0);
+}
