@@ -21,7 +21,7 @@ use crate::{
     clock::Micros,
     lane::{Lanes, OpenLane, Pool, Slot},
     notice::Notices,
-    outbox::{Settle, Store, Write, Written},
+    outbox::{Lease, Settle, Store, Write, Written},
     row::Row,
 };
 use callback_core::{Dsn, DsnError, Keys, Schedule, Sink, TaskId};
@@ -113,6 +113,8 @@ pub(crate) struct State {
 pub(crate) struct Hand {
     /// The token of its claim.
     token: u32,
+    /// The lease under which it was taken.
+    lease: Lease,
     dsn: Option<Dsn>,
     cancelled: CancellationToken,
     /// Whether the destination said to another message that this Dsn is no more.
@@ -234,7 +236,9 @@ impl Engine {
     }
 
     /// Gives a stored row to the task that brings it to its end; without a place it waits in the store.
-    pub(crate) fn hand_over(self: &Arc<Self>, row: Arc<Row>, place: Option<Place>) {
+    ///
+    /// The lease is that of before it was stored, or claimed.
+    pub(crate) fn hand_over(self: &Arc<Self>, row: Arc<Row>, place: Option<Place>, lease: Lease) {
         let Some(place) = place else {
             self.look_again();
             return;
@@ -242,6 +246,7 @@ impl Engine {
         let mut state = self.state();
         let hand = Arc::new(Hand {
             token: row.token,
+            lease,
             dsn: row.dsn.clone(),
             cancelled: CancellationToken::new(),
             gone: AtomicBool::new(row.dsn.as_ref().is_some_and(|dsn| state.gone.contains(dsn))),
@@ -263,7 +268,7 @@ impl Engine {
         let (id, token) = (row.id, row.token);
         let driven = AssertUnwindSafe(async {
             let run = row.stage.is_open();
-            let next = if run { self.run(&row, place, &hand.cancelled).await } else { Some((row, place)) };
+            let next = if run { self.run(&row, place, &hand).await } else { Some((row, place)) };
             if let Some((row, place)) = next {
                 self.deliver(row, place, &hand).await;
             }

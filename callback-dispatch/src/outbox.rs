@@ -95,14 +95,23 @@ pub(crate) trait Store: fmt::Debug + Send + Sync + 'static {
 
     async fn dead_letter(&self, id: TaskId) -> Result<Option<DeadLetter>, OutboxError>;
 
-    /// Whether nobody else can have been given what this process has in hand; if not, it begins nothing.
-    fn is_leased(&self) -> bool {
+    /// The lease under which this process takes something into its hands: another one, each time that the last one was over.
+    fn lease(&self) -> Lease {
+        Lease::default()
+    }
+
+    /// Whether nobody else can have been given what was taken under this lease; if not, nothing of it is begun.
+    fn is_leased(&self, _lease: Lease) -> bool {
         true
     }
 
     /// Settles what is queued and lets go of everything.
     async fn close(&self);
 }
+
+/// The number of a lease.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Lease(pub(crate) u64);
 
 /// Called once with what became of a write.
 pub(crate) type Done = Box<dyn FnOnce(Result<Written, OutboxError>) + Send>;

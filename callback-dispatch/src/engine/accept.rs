@@ -168,7 +168,7 @@ impl Engine {
         row.held = place.is_some();
         let row = Arc::new(row);
         let (sender, receiver) = oneshot::channel();
-        let (engine, stored) = (Arc::clone(self), Arc::clone(&row));
+        let (engine, stored, lease) = (Arc::clone(self), Arc::clone(&row), self.store.lease());
         // The hand-over happens where the commit is known, so that a caller who gives up loses nothing.
         let done = Box::new(move |result: Result<Written, OutboxError>| {
             match result {
@@ -181,13 +181,13 @@ impl Engine {
                     failpoint::reach("after-insert");
                     let id = stored.id;
                     engine.expiring.expect(stored.expires);
-                    engine.hand_over(stored, place);
+                    engine.hand_over(stored, place, lease);
                     let _ = sender.send(Ok(id));
                 }
                 Err(error) if error.is_unknown() => {
                     let tasks = engine.tasks.clone();
                     let runtime = engine.runtime.clone();
-                    let ask = engine.ask(stored, place, error, sender);
+                    let ask = engine.ask((stored, place, lease), error, sender);
                     // What is not known waits, too: its number is bounded.
                     tasks.spawn_on(ask.map(|()| drop(waiting)), &runtime);
                 }

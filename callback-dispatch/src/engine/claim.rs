@@ -4,7 +4,7 @@ use super::{Engine, OpenLane, Place, chain};
 use crate::{
     clock::Micros,
     failpoint,
-    outbox::{Claim, PullIn, Write, Written, write},
+    outbox::{Claim, Lease, PullIn, Write, Written, write},
     row::Row,
 };
 use std::{
@@ -120,7 +120,7 @@ impl Engine {
         };
         let partial = full_workers > 0 || !full.is_empty();
         let (sender, receiver) = oneshot::channel();
-        let engine = Arc::clone(self);
+        let (engine, lease) = (Arc::clone(self), self.store.lease());
         // The hand-over happens where the commit is known: a cancel that is stored later finds the run.
         let done = Box::new(move |result| {
             let claimed = match result {
@@ -130,7 +130,7 @@ impl Engine {
                         failpoint::reach("after-claim");
                     }
                     for row in rows {
-                        engine.hand_over_claimed(row);
+                        engine.hand_over_claimed(row, lease);
                     }
                     Ok(claimed)
                 }
@@ -153,13 +153,13 @@ impl Engine {
     }
 
     /// A claimed row gets a place even where its lane is full: a claim is small.
-    fn hand_over_claimed(self: &Arc<Self>, row: Row) {
+    fn hand_over_claimed(self: &Arc<Self>, row: Row, lease: Lease) {
         let place = self.place(&row);
         if place.is_none() {
             tracing::error!(id = %row.id, "a claimed row has no worker and no Dsn");
         }
         if let Some(place) = place {
-            self.hand_over(Arc::new(row), Some(place));
+            self.hand_over(Arc::new(row), Some(place), lease);
         }
     }
 

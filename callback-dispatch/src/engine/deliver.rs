@@ -42,7 +42,7 @@ impl Engine {
             () = self.closing.cancelled() => None,
         };
         // Without a lease another process may have the row.
-        let Some(places) = places.filter(|_| self.store.is_leased()) else {
+        let Some(places) = places.filter(|_| self.store.is_leased(hand.lease)) else {
             if hand.gone.load(Ordering::Acquire) {
                 self.give_up_unattempted(&row).await;
             } else {

@@ -5,7 +5,7 @@ use crate::{
     clock::Micros,
     dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
     lane::OpenBreaker,
-    outbox::{Done, Erase, Erased, NotQueued, Store, Write, Written},
+    outbox::{Done, Erase, Erased, Lease, NotQueued, Store, Write, Written},
     row::Row,
 };
 use async_trait::async_trait;
@@ -14,7 +14,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -31,6 +31,8 @@ pub(super) struct Faults {
     pub(super) fails: AtomicBool,
     /// Whether it is shared, and does not say what others do.
     pub(super) is_shared: AtomicBool,
+    /// The lease that it has.
+    pub(super) lease: AtomicU64,
     /// How often it does not say whether others wrote.
     pub(super) is_silent: AtomicUsize,
     stored: Mutex<Vec<&'static str>>,
@@ -155,6 +157,14 @@ impl Store for Faulty {
 
     async fn dead_letter(&self, id: TaskId) -> Result<Option<DeadLetter>, OutboxError> {
         self.inner.dead_letter(id).await
+    }
+
+    fn lease(&self) -> Lease {
+        Lease(self.faults.lease.load(Ordering::SeqCst))
+    }
+
+    fn is_leased(&self, lease: Lease) -> bool {
+        self.lease() == lease
     }
 
     async fn close(&self) {}

@@ -1,6 +1,6 @@
 //! A run: from an accepted row to its stored result.
 
-use super::{Engine, Place, WorkerEntry};
+use super::{Engine, Hand, Place, WorkerEntry};
 use crate::{
     EndError, Failure, Interrupted, Outcome, Task, failpoint, measure,
     outbox::{Settle, Write},
@@ -15,17 +15,11 @@ use std::{
     sync::Arc,
 };
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 impl Engine {
     /// Runs a task and stores its outcome; the row to be delivered, if there is one and it has a place.
-    pub(super) async fn run(
-        self: &Arc<Self>,
-        row: &Arc<Row>,
-        place: Place,
-        cancelled: &CancellationToken,
-    ) -> Option<(Arc<Row>, Place)> {
+    pub(super) async fn run(self: &Arc<Self>, row: &Arc<Row>, place: Place, hand: &Hand) -> Option<(Arc<Row>, Place)> {
         let worker = self.worker(row.worker.as_deref()?);
         let Some(worker) = worker else {
             self.release(row).await;
@@ -46,13 +40,14 @@ impl Engine {
         };
         let permits = tokio::select! {
             biased;
-            () = cancelled.cancelled() => return None,
+            () = hand.cancelled.cancelled() => return None,
             () = self.closing.cancelled() => None,
             permits = permits => Some(permits),
         };
         // Without a lease another process may have the row.
-        let Some(permits) = permits.filter(|_| self.store.is_leased()) else {
+        let Some(permits) = permits.filter(|_| self.store.is_leased(hand.lease)) else {
             self.release(row).await;
+            self.look_again();
             return None;
         };
 
@@ -60,15 +55,22 @@ impl Engine {
         let outcome = match begin {
             Begin::Report => self.words(&worker, &task, &Failure::Interrupted),
             Begin::Run | Begin::MarkThenRun => {
-                if begin == Begin::MarkThenRun
-                    && !self.persist(Write::Settle(self.settle(row, Stage::Started, true))).await
-                {
-                    return None;
+                if begin == Begin::MarkThenRun {
+                    let mark = self.settle(row, Stage::Started, true);
+                    if !self.persist(Write::Settle(mark)).await {
+                        return None;
+                    }
+                    // That may have taken long.
+                    if !self.store.is_leased(hand.lease) {
+                        self.take_mark_off(row).await;
+                        self.look_again();
+                        return None;
+                    }
                 }
                 failpoint::reach("after-run-mark");
                 tokio::select! {
                     biased;
-                    () = cancelled.cancelled() => return None,
+                    () = hand.cancelled.cancelled() => return None,
                     () = self.closed.cancelled() => {
                         // What may run again is given back; what may not keeps its mark, and is reported.
                         tracing::warn!(task = %row.id, "the dispatcher closed before the work was done");

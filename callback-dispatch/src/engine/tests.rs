@@ -3,18 +3,22 @@
 use super::faulty::Faulty;
 use crate::{
     Clock, Dispatcher, Event, Interrupted, MemoryOutbox, TaskState, TokioClock, Work,
-    outbox::{Write, write},
+    clock::Micros,
+    outbox::{Claim, Write, Written, write},
 };
 use callback_core::MemorySink;
 use std::{
     panic::panic_any,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
 };
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep, timeout},
+};
 
 #[tokio::test(start_paused = true)]
 async fn what_others_store_is_found_though_the_store_could_not_say_so_at_first() {
@@ -30,6 +34,51 @@ async fn what_others_store_is_found_though_the_store_could_not_say_so_at_first()
     let row = elsewhere.engine().event_row(event).expect("valid");
     write(&outbox.inner, Write::Insert(Arc::new(row))).await.expect("stored");
     timeout(Duration::from_secs(5), sink.next("events")).await.expect("it is found within a sweep");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_taken_under_a_lease_that_is_over_is_not_begun() {
+    let outbox = Faulty::default();
+    let sink = MemorySink::new();
+    let dispatcher = Dispatcher::builder(outbox.clone()).sink(sink.clone()).start().await.expect("started");
+    let (runs, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+    let handler = {
+        let (runs, gate) = (Arc::clone(&runs), Arc::clone(&gate));
+        move |_| {
+            runs.fetch_add(1, Ordering::SeqCst);
+            let gate = Arc::clone(&gate);
+            async move {
+                gate.acquire().await.expect("open").forget();
+                Ok::<_, String>("done")
+            }
+        }
+    };
+    let worker = dispatcher.worker("a", Interrupted::RunAgain).concurrency(1).run(handler).expect("registered");
+    for _ in 0..3 {
+        let work = Work::new("work").callback("memory://results".parse().expect("a valid Dsn"));
+        worker.accept(work).await.expect("accepted");
+    }
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!((runs.load(Ordering::SeqCst), dispatcher.engine().in_hand()), (1, 3));
+
+    // Another process takes all that this one has in hand; then this one is heard of again.
+    write(&outbox.inner, Write::Recover).await.expect("stored");
+    let workers = vec!["a".into()];
+    let claim = Claim { now: Micros(i64::MAX - 1), limit: 9, workers, left_out: Vec::new() };
+    let claimed = write(&outbox.inner, Write::Claim(claim)).await.expect("stored");
+    assert!(matches!(claimed, Written::Claimed(rows) if rows.len() == 3));
+    outbox.faults.lease.fetch_add(1, Ordering::SeqCst);
+    gate.add_permits(3);
+    sleep(Duration::from_secs(600)).await;
+    assert_eq!((runs.load(Ordering::SeqCst), dispatcher.engine().in_hand()), (1, 0));
+    assert!(sink.take("results").is_empty());
+
+    // What it takes from then on goes its way.
+    gate.add_permits(1);
+    let work = Work::new("work").callback("memory://results".parse().expect("a valid Dsn"));
+    worker.accept(work).await.expect("accepted");
+    timeout(Duration::from_secs(60), sink.next("results")).await.expect("it is delivered");
+    assert_eq!(runs.load(Ordering::SeqCst), 2);
 }
 
 /// Panics once, when it is told to.

@@ -3,7 +3,7 @@
 use super::{Engine, FIRST_WAIT, LONGEST_WAIT, Place};
 use crate::{
     AcceptError, OutboxError, measure,
-    outbox::{Settle, Write, Written},
+    outbox::{Lease, Settle, Write, Written},
     row::{Row, Stage},
 };
 use callback_core::TaskId;
@@ -20,12 +20,11 @@ impl Engine {
     /// Asks for what became of a new row, and answers its caller within five seconds: what is not known by then goes on.
     pub(super) async fn ask(
         self: Arc<Self>,
-        row: Arc<Row>,
-        place: Option<Place>,
+        (row, place, lease): (Arc<Row>, Option<Place>, Lease),
         error: OutboxError,
         caller: oneshot::Sender<Result<TaskId, AcceptError>>,
     ) {
-        let mut known = pin!(self.make_known(&row, place));
+        let mut known = pin!(self.make_known(&row, place, lease));
         let answer = match timeout(ANSWER_WITHIN, &mut known).await {
             Ok(Some(true)) => Ok(row.id),
             Ok(Some(false)) => Err(AcceptError::Outbox(OutboxError::not_stored(error))),
@@ -40,7 +39,7 @@ impl Engine {
     }
 
     /// Whether a new row is stored, which is handed over then, or never will be; none if the dispatcher closed before.
-    async fn make_known(self: &Arc<Self>, row: &Arc<Row>, place: Option<Place>) -> Option<bool> {
+    async fn make_known(self: &Arc<Self>, row: &Arc<Row>, place: Option<Place>, lease: Lease) -> Option<bool> {
         match self.until_known(Write::Confirm { id: row.id }).await? {
             Written::Done => {}
             _ => return Some(false),
@@ -50,7 +49,8 @@ impl Engine {
         // Others know of it by now: it may have been taken, or ended.
         let found = self.find_until_read(row.id).await?;
         let is_untouched = |found: &Row| found.held && found.token == row.token && found.stage == row.stage;
-        self.hand_over(Arc::clone(row), place.filter(|_| found.as_ref().is_some_and(is_untouched)));
+        let place = place.filter(|_| found.as_ref().is_some_and(is_untouched));
+        self.hand_over(Arc::clone(row), place, lease);
         Some(true)
     }
 

@@ -7,7 +7,7 @@ mod seals;
 mod text;
 mod writer;
 
-use super::{Done, Erase, Erased, NotQueued, Outbox, OutboxError, Store, Write, Written, codec::Codec};
+use super::{Done, Erase, Erased, Lease, NotQueued, Outbox, OutboxError, Store, Write, Written, codec::Codec};
 #[cfg(feature = "seal")]
 use crate::SealKeys;
 use crate::{
@@ -333,8 +333,12 @@ impl Store for PostgresOutbox {
         read::dead_letter(&self.0.pool, &self.0.codec, id).await.map_err(|error| not_stored(&error))
     }
 
-    fn is_leased(&self) -> bool {
-        self.0.process.is_leased()
+    fn lease(&self) -> Lease {
+        self.0.process.lease()
+    }
+
+    fn is_leased(&self, lease: Lease) -> bool {
+        self.0.process.is_leased(lease)
     }
 
     async fn close(&self) {

@@ -155,3 +155,20 @@ async fn without_its_mark_nothing_is_run_that_another_process_has_taken_over() {
     sleep(Duration::from_secs(600)).await;
     assert_eq!(runs.load(Ordering::SeqCst), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_stored_only_when_the_lease_is_over_is_not_begun() {
+    let outbox = Faulty::default();
+    let (dispatcher, worker, runs) = begin(&outbox, Interrupted::Report).await;
+    let faults = Arc::clone(&outbox.faults);
+    outbox.faults.lose("settle", move |inner, write| {
+        store(inner, write);
+        faults.lease.store(1, Ordering::SeqCst);
+    });
+    let id = worker.accept(Work::new("work")).await.expect("accepted").id();
+    completed(&dispatcher, id).await;
+    // It was given back without its mark, and taken again under the next lease.
+    assert_eq!(runs.load(Ordering::SeqCst), 1);
+    let task = dispatcher.task(id).await.expect("readable").expect("known");
+    assert!(task.outcome().is_some_and(|outcome| !outcome.is_failed()), "it was not interrupted: {task:?}");
+}

@@ -1,8 +1,9 @@
 //! What a process may have in hand, and for how long.
 
+use crate::outbox::Lease;
 use sqlx::{Error, PgConnection, PgPool, query, query_scalar};
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 use tokio::{
@@ -45,20 +46,23 @@ pub(super) async fn recover(connection: &mut PgConnection) -> Result<(), Error> 
 /// This process, as the database knows it.
 #[derive(Debug)]
 pub(super) struct Process {
-    lease: Duration,
+    /// How long it counts as alive that is not heard of.
+    length: Duration,
     registered: Mutex<Option<Registered>>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Registered {
     id: i64,
+    /// Grows when it is registered, and when it is renewed too late: what was stored in between has no holder.
+    lease: Lease,
     /// Judged from before the last renewal was sent, so that it is over no later than by the database's clock.
     until: Instant,
 }
 
 impl Process {
-    pub(super) fn new(lease: Duration) -> Self {
-        Self { lease, registered: Mutex::default() }
+    pub(super) fn new(length: Duration) -> Self {
+        Self { length, registered: Mutex::default() }
     }
 
     /// Its id; none before its start, and after its end.
@@ -66,26 +70,48 @@ impl Process {
         self.registered().map(|it| it.id)
     }
 
-    /// Whether nobody else can have been given what it has in hand.
-    pub(super) fn is_leased(&self) -> bool {
-        self.registered().is_some_and(|it| Instant::now() < it.until)
+    /// Its id while its lease is not over: what it takes without one would be given to another meanwhile.
+    pub(super) fn holder(&self) -> Option<i64> {
+        let registered = self.lock();
+        registered.filter(|it| Instant::now() < it.until).map(|it| it.id)
+    }
+
+    /// The lease that it has, or had last.
+    pub(super) fn lease(&self) -> Lease {
+        self.registered().map_or_else(Lease::default, |it| it.lease)
+    }
+
+    /// Whether nobody else can have been given what it took under this lease.
+    pub(super) fn is_leased(&self, lease: Lease) -> bool {
+        self.registered().is_some_and(|it| it.lease == lease && Instant::now() < it.until)
     }
 
     /// Registers it under a new id.
     pub(super) async fn register(&self, pool: &PgPool) -> Result<(), Error> {
         let sent = Instant::now();
-        let id = query_scalar(REGISTER).bind(self.lease.as_secs_f64()).fetch_one(pool).await?;
-        self.set(Some(Registered { id, until: sent + self.lease }));
+        let id = query_scalar(REGISTER).bind(self.length.as_secs_f64()).fetch_one(pool).await?;
+        self.lives(id, sent);
         Ok(())
+    }
+
+    /// Notes that the database heard of it under this id, after that time.
+    fn lives(&self, id: i64, sent: Instant) {
+        let mut registered = self.lock();
+        let lease = match *registered {
+            Some(last) if last.id == id && Instant::now() < last.until => last.lease,
+            Some(last) => Lease(last.lease.0 + 1),
+            None => Lease(1),
+        };
+        *registered = Some(Registered { id, lease, until: sent + self.length });
     }
 
     /// Says that it lives on; under a new id, where it was thought dead.
     pub(super) async fn renew(&self, pool: &PgPool) -> Result<(), Error> {
         let Some(id) = self.id() else { return Ok(()) };
         let sent = Instant::now();
-        let renewed = query(RENEW).bind(self.lease.as_secs_f64()).bind(id).execute(pool).await?;
+        let renewed = query(RENEW).bind(self.length.as_secs_f64()).bind(id).execute(pool).await?;
         if renewed.rows_affected() > 0 {
-            self.set(Some(Registered { id, until: sent + self.lease }));
+            self.lives(id, sent);
             return Ok(());
         }
         tracing::warn!("this process was not heard of for longer than its lease: others have what it had in hand");
@@ -95,7 +121,7 @@ impl Process {
     /// Takes its leave, and gives back what it still has in hand.
     async fn leave(&self, pool: &PgPool) -> Result<(), Error> {
         let Some(id) = self.id() else { return Ok(()) };
-        self.set(None);
+        *self.lock() = None;
         let mut transaction = pool.begin_with(super::apply::BEGIN).await?;
         query("DELETE FROM callback_process WHERE id = $1").bind(id).execute(&mut *transaction).await?;
         recover(&mut transaction).await?;
@@ -104,26 +130,26 @@ impl Process {
 
     /// Renews its lease and gives back what the dead had, until it is closed or dropped; leaves when all is written.
     pub(super) async fn live(&self, pool: PgPool, mut closing: watch::Receiver<()>, written: impl Future<Output = ()>) {
-        let mut wait = self.lease / 3;
+        let mut wait = self.length / 3;
         loop {
             tokio::select! {
                 _ = closing.changed() => break,
                 () = sleep(wait) => {}
             }
-            wait = match timeout(self.lease / 3, self.go_on(&pool)).await {
-                Ok(Ok(())) => self.lease / 3,
+            wait = match timeout(self.length / 3, self.go_on(&pool)).await {
+                Ok(Ok(())) => self.length / 3,
                 Ok(Err(error)) => {
-                    tracing::warn!(error = %super::Told(&error), leased = self.is_leased(), "a lease was not renewed");
-                    self.lease / 10
+                    tracing::warn!(error = %super::Told(&error), leased = self.holder().is_some(), "a lease was not renewed");
+                    self.length / 10
                 }
                 Err(_elapsed) => {
-                    tracing::warn!(leased = self.is_leased(), "a lease was not renewed in time");
-                    self.lease / 10
+                    tracing::warn!(leased = self.holder().is_some(), "a lease was not renewed in time");
+                    self.length / 10
                 }
             };
         }
         written.await;
-        if !matches!(timeout(self.lease, self.leave(&pool)).await, Ok(Ok(()))) {
+        if !matches!(timeout(self.length, self.leave(&pool)).await, Ok(Ok(()))) {
             tracing::warn!("what this process had in hand is given back when its lease is over");
         }
     }
@@ -136,10 +162,10 @@ impl Process {
     }
 
     fn registered(&self) -> Option<Registered> {
-        *self.registered.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.lock()
     }
 
-    fn set(&self, registered: Option<Registered>) {
-        *self.registered.lock().unwrap_or_else(PoisonError::into_inner) = registered;
+    fn lock(&self) -> MutexGuard<'_, Option<Registered>> {
+        self.registered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,6 +1,6 @@
 //! What processes do that share a database, and what becomes of one that is cut off.
 
-use super::{PostgresOutbox, Store, is_durable};
+use super::{PostgresOutbox, Store, is_durable, lease::Process};
 use crate::{
     Dispatcher, Event, Interrupted, OutboxError, Task, TaskState, Work,
     clock::Micros,
@@ -203,7 +203,7 @@ async fn a_process_whose_lease_is_over_loses_its_rows_and_its_late_marks_are_not
 async fn a_process_that_was_stopped_goes_on_under_another_id() {
     let Some(schema) = Schema::new().await else { return };
     let (stopped, other) = (schema.started().await, schema.started().await);
-    let former = stopped.0.process.id();
+    let (former, lease) = (stopped.0.process.id(), stopped.lease());
     schema.end_all_leases().await;
     other.0.process.renew(&other.0.pool).await.expect("renewed");
     write(&other, Write::Recover).await.expect("stored");
@@ -217,6 +217,8 @@ async fn a_process_that_was_stopped_goes_on_under_another_id() {
 
     stopped.0.process.renew(&stopped.0.pool).await.expect("registered");
     assert_ne!(stopped.0.process.id(), former);
+    assert!(!stopped.is_leased(lease), "what it took before may be another's");
+    assert!(stopped.is_leased(stopped.lease()));
     insert(&stopped, &task("a")).await.expect("stored");
     assert_eq!(claim(&stopped).await.len(), 1);
     write(&other, Write::Recover).await.expect("stored");
@@ -232,7 +234,27 @@ async fn a_lease_that_ended_is_renewed_where_nobody_took_notice() {
     outbox.0.process.renew(&outbox.0.pool).await.expect("renewed");
     assert_eq!(outbox.0.process.id(), former);
     write(&outbox, Write::Recover).await.expect("stored");
-    assert!(outbox.is_leased());
+    assert!(outbox.is_leased(outbox.lease()));
+}
+
+/// What it stored in between has no holder, though it is known by its id still.
+#[tokio::test]
+async fn a_lease_that_is_renewed_too_late_is_another_one() {
+    let Some(schema) = Schema::new().await else { return };
+    let outbox = schema.open().await;
+    let late = Process::new(Duration::ZERO);
+    late.register(&outbox.0.pool).await.expect("registered");
+    let (id, lease) = (late.id(), late.lease());
+    late.renew(&outbox.0.pool).await.expect("renewed");
+    assert_eq!((late.id(), late.holder()), (id, None));
+    assert_ne!(late.lease(), lease);
+
+    let process = Process::new(Duration::from_secs(3_600));
+    process.register(&outbox.0.pool).await.expect("registered");
+    let (id, lease) = (process.id(), process.lease());
+    process.renew(&outbox.0.pool).await.expect("renewed");
+    assert_eq!((process.id(), process.holder(), process.lease()), (id, id, lease));
+    assert!(process.is_leased(lease));
 }
 
 #[tokio::test]
@@ -272,7 +294,7 @@ async fn a_process_that_cannot_renew_its_lease_begins_nothing() {
     let mut stranger = schema.stranger().await;
     let mut lock = stranger.begin().await.expect("a transaction");
     lock.execute("LOCK TABLE callback_process IN ACCESS EXCLUSIVE MODE").await.expect("locked");
-    while outbox.is_leased() {
+    while outbox.is_leased(outbox.lease()) {
         tokio::task::yield_now().await;
     }
     let id = worker.accept(Work::new("work")).await.expect("accepted").id();

@@ -127,9 +127,8 @@ impl Failed {
 async fn store(pool: &PgPool, codec: &Codec, process: &Process, writes: &[Write]) -> Result<Vec<Written>, Failed> {
     let mut tries = 1;
     loop {
-        // What is claimed, or kept in hand, without a lease would be given to another meanwhile.
-        let holder = process.id().filter(|_| process.is_leased());
-        let applied = AssertUnwindSafe(apply_all(pool, By { codec, holder }, writes)).catch_unwind();
+        let by = By { codec, holder: process.holder() };
+        let applied = AssertUnwindSafe(apply_all(pool, by, writes)).catch_unwind();
         let (transaction, written) = match timeout(LIMIT, applied).await {
             Ok(Ok(Ok(applied))) => applied,
             Ok(Ok(Err(error))) if is_in_anothers_way(&error) && tries < TRIES => {
