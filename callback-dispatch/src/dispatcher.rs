@@ -22,7 +22,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicI64},
+        atomic::{AtomicBool, AtomicI64, AtomicU32},
     },
     time::Duration,
 };
@@ -488,6 +488,7 @@ impl DispatcherBuilder {
             suspects: Semaphore::new(1),
             state: Mutex::default(),
             wake,
+            claims: AtomicU32::new(0),
             behind: AtomicBool::new(true),
             latest: AtomicI64::new(i64::MIN),
             set_back: AtomicBool::new(false),

@@ -32,7 +32,7 @@ use std::{
     panic::AssertUnwindSafe,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -76,6 +76,8 @@ pub(crate) struct Engine {
     pub(crate) state: Mutex<State>,
     /// Asks the claiming loop to look again.
     pub(crate) wake: Arc<Notify>,
+    /// How often it was claimed.
+    pub(crate) claims: AtomicU32,
     /// Whether something due may be in the store that nobody holds.
     pub(crate) behind: AtomicBool,
     /// The latest time that anybody was given since the clock was last set back, in microseconds.

@@ -201,6 +201,10 @@ pub(crate) enum Write {
     },
     /// Takes due rows into the caller's hands.
     Claim(Claim),
+    /// Gives back what a claim of this process took, whose answer was lost, and nothing that went on since.
+    GiveBack {
+        claim: u32,
+    },
     /// Gives up free rows of these lanes that were first due before.
     Age {
         lanes: Vec<LaneKey>,
@@ -253,6 +257,8 @@ pub(crate) struct Settle {
 /// Which rows are taken.
 #[derive(Clone, Debug)]
 pub(crate) struct Claim {
+    /// Another one for each claim of a dispatcher.
+    pub(crate) number: u32,
     pub(crate) now: Micros,
     pub(crate) limit: usize,
     /// The handlers that this process has.
@@ -281,7 +287,7 @@ pub(crate) enum Written {
     Superseded,
     /// There is no such row.
     Unknown,
-    /// A transaction whose connection was lost is open still: whether it commits is not known yet.
+    /// It cannot be said yet: a transaction whose connection was lost may be open still.
     #[cfg(feature = "postgres")]
     NotYet,
     /// These rows are in the caller's hands, oldest first.

@@ -2,6 +2,7 @@
 
 use super::{Engine, OpenLane, Place, chain};
 use crate::{
+    OutboxError,
     clock::Micros,
     failpoint,
     outbox::{Claim, Lease, PullIn, Write, Written, write},
@@ -121,8 +122,9 @@ impl Engine {
         let partial = full_workers > 0 || !full.is_empty();
         let (sender, receiver) = oneshot::channel();
         let (engine, lease) = (Arc::clone(self), self.store.lease());
+        let number = self.claims.fetch_add(1, Ordering::Relaxed);
         // The hand-over happens where the commit is known: a cancel that is stored later finds the run.
-        let done = Box::new(move |result| {
+        let done = Box::new(move |result: Result<Written, OutboxError>| {
             let claimed = match result {
                 Ok(Written::Claimed(rows)) => {
                     let claimed = rows.len();
@@ -137,12 +139,16 @@ impl Engine {
                 Ok(_) => Ok(0),
                 Err(error) => {
                     tracing::error!(error = %chain(&error), "due messages could not be claimed");
+                    if error.is_unknown() {
+                        let (tasks, runtime) = (engine.tasks.clone(), engine.runtime.clone());
+                        tasks.spawn_on(engine.give_back(number), &runtime);
+                    }
                     Err(())
                 }
             };
             let _ = sender.send(claimed);
         });
-        let claim = Claim { now, limit: CLAIM, workers, left_out: full };
+        let claim = Claim { number, now, limit: CLAIM, workers, left_out: full };
         self.store.submit(Write::Claim(claim), done).map_err(drop)?;
         let claimed = receiver.await.unwrap_or(Err(()))?;
         if claimed == CLAIM {

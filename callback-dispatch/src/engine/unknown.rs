@@ -54,6 +54,13 @@ impl Engine {
         Some(true)
     }
 
+    /// Gives back what a claim took, if it was stored: nobody has it in hand.
+    pub(super) async fn give_back(self: Arc<Self>, claim: u32) {
+        if self.until_known(Write::GiveBack { claim }).await.is_some() {
+            self.look_again();
+        }
+    }
+
     /// Stores a write that settles what became of another; none if the dispatcher closed before.
     async fn until_known(&self, settles: Write) -> Option<Written> {
         let mut wait = FIRST_WAIT;

@@ -62,6 +62,8 @@ impl Queue {
 
 struct Entry {
     row: Arc<Row>,
+    /// The claim that it is in hand by, if nothing was stored of it since.
+    claim: Option<u32>,
     turn: Option<u64>,
     ended_at: Micros,
     /// Why it was given up, or tried again.
@@ -103,7 +105,8 @@ impl State {
         if row.expires != Micros::NEVER {
             self.expiring.insert((row.expires, key));
         }
-        self.rows.insert(key, Entry { row, turn: None, ended_at: Micros(0), kind: None, failed: Vec::new() });
+        self.rows
+            .insert(key, Entry { row, claim: None, turn: None, ended_at: Micros(0), kind: None, failed: Vec::new() });
         if is_message {
             self.enqueue(key);
         }
@@ -129,6 +132,7 @@ impl State {
         self.expiring.remove(&(entry.row.expires, key));
         let row = Arc::make_mut(&mut entry.row);
         change(row);
+        entry.claim = None;
         if row.expires != Micros::NEVER && !row.stage.is_ended() {
             self.expiring.insert((row.expires, key));
         }
@@ -299,6 +303,7 @@ impl State {
             Write::Expire { now, limit } => Written::Ended(self.expire(now, limit)),
             Write::Clean { before, keyed_before, limit } => Written::Count(self.clean(before, keyed_before, limit)),
             Write::Claim(claim) => Written::Claimed(self.claim(&claim)),
+            Write::GiveBack { claim } => self.give_back(claim),
             Write::Age { lanes, before, now, limit } => self.age(&lanes, before, now, limit),
             Write::PullIn(pull_in) => self.pull_in(pull_in),
             Write::OpenBreaker(open) => {
@@ -393,6 +398,15 @@ impl State {
         Written::Done
     }
 
+    fn give_back(&mut self, claim: u32) -> Written {
+        let taken = self.rows.values().filter(|entry| entry.claim == Some(claim));
+        let taken: Vec<TaskId> = taken.map(|entry| entry.row.id).collect();
+        for id in taken {
+            self.change(id, Micros(0), |_| true, |row| (row.held, row.token) = (false, row.token + 1));
+        }
+        Written::Done
+    }
+
     fn age(&mut self, lanes: &[LaneKey], before: Micros, now: Micros, limit: usize) -> Written {
         let queues = lanes.iter().filter_map(|lane| self.queues.get(&Queue::Lane(lane.clone())));
         let due = queues.flat_map(|places| places.iter().take_while(|(due, _)| *due <= now));
@@ -443,6 +457,7 @@ impl State {
             let row = Arc::make_mut(&mut entry.row);
             (row.held, row.token) = (true, row.token + 1);
             claimed.push(row.clone());
+            entry.claim = Some(claim.number);
             self.unnote_free(&queue, place);
         }
         claimed

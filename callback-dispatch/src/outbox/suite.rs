@@ -47,6 +47,7 @@ const CLAUSES: &[(&str, Clause)] = clauses![
     what_is_not_over_in_time_expires,
     what_ended_long_ago_is_deleted,
     what_is_confirmed_is_stored_and_what_is_not_never_was,
+    what_a_claim_took_is_given_back_unless_it_went_on,
 ];
 
 const NOW: Micros = Micros(1_000_000);
@@ -129,7 +130,7 @@ async fn kept(store: &dyn Store, id: TaskId) -> Row {
 
 async fn claim_by(store: &dyn Store, now: Micros, workers: &[&str], left_out: Vec<LaneKey>) -> Vec<Row> {
     let workers = workers.iter().map(|name| (*name).into()).collect();
-    match write(store, Write::Claim(Claim { now, limit: 10, workers, left_out })).await.expect("stored") {
+    match write(store, Write::Claim(Claim { number: 0, now, limit: 10, workers, left_out })).await.expect("stored") {
         Written::Claimed(rows) => rows,
         other => panic!("{other:?}"),
     }
@@ -433,6 +434,34 @@ async fn what_is_confirmed_is_stored_and_what_is_not_never_was(store: &dyn Store
     assert!(done(store, Write::Confirm { id: lost.id }).await);
 }
 
+async fn what_a_claim_took_is_given_back_unless_it_went_on(store: &dyn Store) {
+    let claim = async |number| {
+        let claim = Claim { number, now: NOW, limit: 2, workers: vec!["worker".into()], left_out: Vec::new() };
+        match write(store, Write::Claim(claim)).await.expect("stored") {
+            Written::Claimed(rows) => rows,
+            other => panic!("{other:?}"),
+        }
+    };
+    let held = Row { held: true, ..event(DSN) };
+    insert(store, &held).await;
+    for age in 0..4 {
+        insert(store, &Row { due: Micros(NOW.0 - age), ..task("worker") }).await;
+    }
+    let (first, second) = (claim(7).await, claim(8).await);
+    let (lost, begun) = (&first[0], &first[1]);
+    let mark = Settle { held: true, attempts: 0, failed: None, ..settle(begun, Stage::Started) };
+    assert!(done(store, Write::Settle(mark)).await);
+    assert!(done(store, Write::GiveBack { claim: 7 }).await);
+    let back = kept(store, lost.id).await;
+    assert_eq!((back.held, back.token, back.starts), (false, lost.token + 1, 0));
+    for row in [begun, &second[0], &second[1], &held] {
+        let kept = kept(store, row.id).await;
+        assert_eq!((kept.held, kept.token), (true, row.token), "{kept:?}");
+    }
+    assert!(!done(store, result(lost, lost.token, Vec::new())).await, "what was given back is nobody's");
+    assert_eq!(claim(9).await.iter().map(|row| row.id).collect::<Vec<_>>(), [lost.id]);
+}
+
 #[tokio::test]
 async fn memory_keeps_every_clause() {
     for (name, clause) in CLAUSES {
@@ -497,6 +526,7 @@ enum Fault {
     ExpiresEverything,
     DeletesTooEarly,
     ConfirmsEverything,
+    GivesNothingBack,
 }
 
 /// What breaks, and the clause that must notice.
@@ -524,6 +554,7 @@ const BROKEN: &[(Fault, &str)] = &[
     (Fault::BuriesNothing, "what_waits_for_a_dsn_that_is_gone_is_buried"),
     (Fault::ExpiresEverything, "what_is_not_over_in_time_expires"),
     (Fault::DeletesTooEarly, "what_ended_long_ago_is_deleted"),
+    (Fault::GivesNothingBack, "what_a_claim_took_is_given_back_unless_it_went_on"),
     (Fault::ConfirmsEverything, "what_is_confirmed_is_stored_and_what_is_not_never_was"),
 ];
 
@@ -548,6 +579,7 @@ impl Broken {
             | (Fault::KeepsHoldersAtRecovery, Write::Recover)
             | (Fault::ReplaysNothing, Write::Replay { .. })
             | (Fault::DefersNothing, Write::Defer { .. })
+            | (Fault::GivesNothingBack, Write::GiveBack { .. })
             | (Fault::ConfirmsEverything, Write::Confirm { .. }) => return None,
             (Fault::ForgetsHolders, Write::Insert(row)) => {
                 Write::Insert(Arc::new(Row { held: false, ..Row::clone(&row) }))
@@ -559,7 +591,9 @@ impl Broken {
                 let order = step.order.map(|order| Order { stops: false, ..order });
                 Write::Settle(Settle { order, ..step })
             }
-            (Fault::IgnoresDueTimes, Write::Claim(claim)) => Write::Claim(Claim { now: Micros(i64::MAX - 1), ..claim }),
+            (Fault::IgnoresDueTimes, Write::Claim(claim)) => {
+                Write::Claim(Claim { number: 0, now: Micros(i64::MAX - 1), ..claim })
+            }
             (Fault::ClaimsTheYoungest, Write::Claim(claim)) => Write::Claim(Claim { limit: 20, ..claim }),
             (Fault::IgnoresWorkers, Write::Claim(claim)) => {
                 Write::Claim(Claim { workers: vec!["worker".into(), "other".into()], ..claim })

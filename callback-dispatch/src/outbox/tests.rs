@@ -35,9 +35,13 @@ enum Step {
         key: Option<(u8, u8)>,
     },
     Claim {
+        number: u32,
         limit: usize,
         workers: Vec<usize>,
         left_out: Vec<(usize, bool)>,
+    },
+    GiveBack {
+        claim: u32,
     },
     Result {
         row: usize,
@@ -111,8 +115,9 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(event, held, worker, dsn, owner, due, order, (expires, key))| {
                 Step::Insert { event, held, worker, dsn, owner, due, order, expires, key }
             }),
-        3 => (1..4usize, vec(0..2usize, 0..3), vec((0..2usize, any::<bool>()), 0..3))
-            .prop_map(|(limit, workers, left_out)| Step::Claim { limit, workers, left_out }),
+        3 => (0..3u32, 1..4usize, vec(0..2usize, 0..3), vec((0..2usize, any::<bool>()), 0..3))
+            .prop_map(|(number, limit, workers, left_out)| Step::Claim { number, limit, workers, left_out }),
+        1 => (0..3u32).prop_map(|claim| Step::GiveBack { claim }),
         3 => (row(), stale(), any::<bool>(), 0..2usize)
             .prop_map(|(row, stale, held, events)| Step::Result { row, stale, held, events }),
         1 => (row(), stale(), 0..2usize).prop_map(|(row, stale, events)| Step::Defer { row, stale, events }),
@@ -275,12 +280,13 @@ impl Outboxes {
                 self.ids.push(row.id);
                 Write::Insert(Arc::new(row))
             }
-            Step::Claim { limit, workers, left_out } => {
+            Step::Claim { number, limit, workers, left_out } => {
                 let now = self.tick();
                 let left_out = left_out.into_iter().map(|(dsn, owner)| self.lane(dsn, owner));
                 let workers = workers.into_iter().map(|worker| WORKERS[worker].into()).collect();
-                Write::Claim(Claim { now, limit, workers, left_out: left_out.collect() })
+                Write::Claim(Claim { number, now, limit, workers, left_out: left_out.collect() })
             }
+            Step::GiveBack { claim } => Write::GiveBack { claim },
             Step::Result { row, stale, held, events } => {
                 let (id, now) = (self.id(row), self.tick());
                 let token = token(self, id, stale).await;

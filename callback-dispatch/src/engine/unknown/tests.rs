@@ -1,10 +1,11 @@
 //! A store whose answers are lost.
 
 use crate::{
-    AcceptError, Dispatcher, Interrupted, MemoryOutbox, Task, TaskState, Work, Worker,
+    AcceptError, Dispatcher, Event, Interrupted, MemoryOutbox, Task, TaskState, Work, Worker,
     engine::faulty::Faulty,
     outbox::{Claim, Store, Write},
 };
+use callback_core::MemorySink;
 use std::{
     sync::{
         Arc,
@@ -132,7 +133,13 @@ fn take_over(outbox: &MemoryOutbox) {
     let workers = vec!["a".into()];
     store(
         outbox,
-        Write::Claim(Claim { now: crate::clock::Micros(i64::MAX - 1), limit: 1, workers, left_out: Vec::new() }),
+        Write::Claim(Claim {
+            number: 0,
+            now: crate::clock::Micros(i64::MAX - 1),
+            limit: 1,
+            workers,
+            left_out: Vec::new(),
+        }),
     );
 }
 
@@ -171,4 +178,19 @@ async fn what_is_stored_only_when_the_lease_is_over_is_not_begun() {
     assert_eq!(runs.load(Ordering::SeqCst), 1);
     let task = dispatcher.task(id).await.expect("readable").expect("known");
     assert!(task.outcome().is_some_and(|outcome| !outcome.is_failed()), "it was not interrupted: {task:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_claim_took_though_nobody_said_so_is_given_back_and_delivered_once() {
+    let (outbox, sink) = (Faulty::default(), MemorySink::new());
+    let elsewhere = Dispatcher::builder(MemoryOutbox::new()).sink(MemorySink::new()).start().await.expect("started");
+    let to = "memory://events".parse().expect("a valid Dsn");
+    let row = elsewhere.engine().event_row(Event::to(to, "a.b", "event")).expect("valid");
+    store(&outbox.inner, Write::Insert(Arc::new(row)));
+
+    outbox.faults.lose("claim", store);
+    let _dispatcher = Dispatcher::builder(outbox).sink(sink.clone()).start().await.expect("started");
+    timeout(Duration::from_secs(60), sink.next("events")).await.expect("it is delivered");
+    sleep(Duration::from_secs(600)).await;
+    assert!(sink.take("events").is_empty());
 }

@@ -42,7 +42,7 @@ const INSERT: &str = "\
 
 const SETTLE: &str = "\
     UPDATE callback_outbox AS o \
-    SET stage = v.to_stage, holder = v.holder, due = v.due, attempts = v.attempts, ended_at = v.ended_at, \
+    SET stage = v.to_stage, holder = v.holder, claim = NULL, due = v.due, attempts = v.attempts, ended_at = v.ended_at, \
         kind = coalesce(v.kind, o.kind) \
     FROM unnest($1::uuid[], $2::bigint[], $3::int[], $4::int[], $5::bigint[], $6::bigint[], $7::bigint[], \
                 $8::bigint[], $9::text[]) \
@@ -51,7 +51,7 @@ const SETTLE: &str = "\
 
 const RESULT: &str = "\
     UPDATE callback_outbox AS o \
-    SET stage = v.to_stage, holder = v.holder, due = v.due, first_due = v.due, ended_at = v.ended_at, \
+    SET stage = v.to_stage, holder = v.holder, claim = NULL, due = v.due, first_due = v.due, ended_at = v.ended_at, \
         result = v.result, result_body = v.result_body \
     FROM unnest($1::uuid[], $2::bigint[], $3::int[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[], \
                 $8::bytea[]) \

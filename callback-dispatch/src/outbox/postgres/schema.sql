@@ -12,6 +12,8 @@ CREATE TABLE callback_outbox (
     stage       INTEGER NOT NULL,
     -- the process that has it in hand
     holder      BIGINT,
+    -- the claim that it is in hand by, if nothing was stored of it since
+    claim       BIGINT,
     -- grows with each claim: what carries an older one is not stored
     token       BIGINT  NOT NULL,
     due         BIGINT  NOT NULL,

@@ -1,10 +1,15 @@
 //! What processes do that share a database, and what becomes of one that is cut off.
 
-use super::{PostgresOutbox, Store, is_durable, lease::Process};
+use super::{
+    PostgresOutbox, Store,
+    apply::{By, apply},
+    is_durable,
+    lease::Process,
+};
 use crate::{
     Dispatcher, Event, Interrupted, OutboxError, Task, TaskState, Work,
     clock::Micros,
-    outbox::{Claim, Settle, Write, Written, write},
+    outbox::{Claim, Settle, Write, Written, codec::Codec, write},
     row::{FailedRow, Order, OrderKey, Request, Row, Stage, Stored},
     transaction::Connection,
     work::Context,
@@ -105,7 +110,7 @@ async fn insert(outbox: &PostgresOutbox, row: &Row) -> Result<Written, OutboxErr
 }
 
 async fn claim(outbox: &PostgresOutbox) -> Vec<Row> {
-    let claim = Claim { now: NOW, limit: 256, workers: vec!["a".into()], left_out: Vec::new() };
+    let claim = Claim { number: 0, now: NOW, limit: 256, workers: vec!["a".into()], left_out: Vec::new() };
     match write(outbox, Write::Claim(claim)).await.expect("claimed") {
         Written::Claimed(rows) => rows,
         other => panic!("{other:?}"),
@@ -376,6 +381,36 @@ async fn a_row_whose_transaction_is_open_is_not_said_to_be_unknown() {
         assert!(matches!((commits, &known), (true, Written::Done) | (false, Written::Unknown)), "{known:?}");
         let kept = outbox.find(row.id).await.expect("readable").map(|row| row.stage);
         assert_eq!(kept, commits.then_some(Stage::Accepted));
+    }
+}
+
+#[tokio::test]
+async fn what_a_claim_took_is_given_back_once_its_transaction_is_over() {
+    let Some(schema) = Schema::new().await else { return };
+    let (outbox, other) = (schema.started().await, schema.started().await);
+    for commits in [true, false] {
+        let row = task("a");
+        insert(&outbox, &row).await.expect("stored");
+        let (codec, holder) = (Codec::default(), outbox.0.process.holder());
+        let by = By { codec: &codec, holder };
+        let claim = Claim { number: 7, now: NOW, limit: 9, workers: vec!["a".into()], left_out: Vec::new() };
+        let mut open = outbox.0.pool.begin().await.expect("a transaction");
+        apply(&mut open, by, &[Write::Claim(claim)]).await.expect("claimed");
+
+        let early = write(&outbox, Write::GiveBack { claim: 7 }).await.expect("stored");
+        assert!(matches!(early, Written::NotYet), "it may be stored yet: {early:?}");
+        assert!(matches!(write(&outbox, Write::GiveBack { claim: 6 }).await, Ok(Written::Done)), "it is another");
+        if commits {
+            open.commit().await.expect("committed");
+            assert!(matches!(write(&other, Write::GiveBack { claim: 7 }).await, Ok(Written::Done)));
+            assert!(find(&outbox, &row).await.held, "it is of another process");
+        } else {
+            open.rollback().await.expect("rolled back");
+        }
+        assert!(matches!(write(&outbox, Write::GiveBack { claim: 7 }).await, Ok(Written::Done)));
+        let back = find(&outbox, &row).await;
+        assert_eq!((back.held, back.token, back.starts), (false, if commits { 2 } else { 0 }, 0));
+        write(&outbox, Write::Cancel { id: row.id, now: NOW }).await.expect("stored");
     }
 }
 

@@ -63,13 +63,13 @@ impl Rows {
                 ") WHERE column1 IS NOT NULL",
             ),
             settle: Batched::new(
-                "UPDATE callback_outbox SET stage = v.column4, held = v.column5, due = v.column6, attempts = v.column7, \
+                "UPDATE callback_outbox SET stage = v.column4, held = v.column5, claim = NULL, due = v.column6, attempts = v.column7, \
                  ended_at = v.column8, kind = coalesce(v.column9, kind) FROM (VALUES ",
                 "(?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 ") AS v WHERE id = v.column1 AND token = v.column2 AND stage = v.column3",
             ),
             result: Batched::new(
-                "UPDATE callback_outbox SET stage = v.column3, held = v.column4, due = v.column5, \
+                "UPDATE callback_outbox SET stage = v.column3, held = v.column4, claim = NULL, due = v.column5, \
                  first_due = v.column5, ended_at = v.column6, result = v.column7, result_body = v.column8 FROM (VALUES ",
                 "(?, ?, ?, ?, ?, ?, ?, ?)",
                 ") AS v WHERE id = v.column1 AND token = v.column2 AND stage <= 2",

@@ -6,6 +6,8 @@ CREATE TABLE callback_outbox (
     stage       INTEGER NOT NULL,
     -- 1 while a process has it in hand
     held        INTEGER NOT NULL,
+    -- the claim that it is in hand by, if nothing was stored of it since
+    claim       INTEGER,
     -- grows with each claim: what carries an older one is not stored
     token       INTEGER NOT NULL,
     due         INTEGER NOT NULL,

@@ -4,11 +4,11 @@ use super::bind::{column, count};
 use crate::{
     lane::LaneKey,
     outbox::{
-        Claim,
+        Claim, Written,
         codec::Codec,
         postgres::{read, text::stored},
     },
-    row::Row,
+    row::{Row, digest},
 };
 use sqlx::{Error, PgConnection, query, query_scalar};
 
@@ -26,7 +26,7 @@ pub(super) const CLAIM: &str = "\
         JOIN callback_outbox AS o ON o.seq = looked.seq AND o.stage < 10 AND o.holder IS NULL \
         WHERE CASE WHEN o.stage <= 1 THEN o.worker = ANY ($2::text[]) ELSE NOT o.lane = ANY ($3::bigint[]) END \
         ORDER BY looked.due, looked.seq LIMIT $4 FOR UPDATE OF o SKIP LOCKED) \
-    UPDATE callback_outbox AS o SET holder = $6, token = token + 1 FROM taken WHERE o.seq = taken.seq RETURNING o.*";
+    UPDATE callback_outbox AS o SET holder = $6, claim = $7, token = token + 1 FROM taken WHERE o.seq = taken.seq RETURNING o.*";
 
 pub(super) const MORE: &str = "\
     SELECT EXISTS (SELECT 1 FROM callback_outbox WHERE stage < 10 AND holder IS NULL AND due <= $1 \
@@ -46,13 +46,37 @@ pub(super) const CLAIM_LANES: &str = "\
             WHERE lane = l.lane AND stage = 3 AND holder IS NULL AND due <= $1 \
             ORDER BY due LIMIT $6 FOR UPDATE SKIP LOCKED) AS i \
         WHERE l.lane <= $5 AND NOT l.lane = ANY ($2::bigint[]) LIMIT $3) \
-    UPDATE callback_outbox AS o SET holder = $7, token = token + 1 FROM taken WHERE o.seq = taken.seq RETURNING o.*";
+    UPDATE callback_outbox AS o SET holder = $7, claim = $8, token = token + 1 FROM taken WHERE o.seq = taken.seq RETURNING o.*";
 
 pub(super) const CLAIM_WORKER: &str = "\
     WITH taken AS MATERIALIZED ( \
         SELECT seq FROM callback_outbox WHERE worker = $1 AND stage <= 1 AND holder IS NULL AND due <= $2 \
         ORDER BY due LIMIT $3 FOR UPDATE SKIP LOCKED) \
-    UPDATE callback_outbox AS o SET holder = $4, token = token + 1 FROM taken WHERE o.seq = taken.seq RETURNING o.*";
+    UPDATE callback_outbox AS o SET holder = $4, claim = $5, token = token + 1 FROM taken WHERE o.seq = taken.seq RETURNING o.*";
+
+/// Held to the end of the claim's transaction: who gives back what it took finds out whether that is over.
+const LOCK_CLAIM: &str = "SELECT pg_advisory_xact_lock($1)";
+
+const IS_CLAIM_OVER: &str = "SELECT pg_try_advisory_xact_lock($1)";
+
+pub(super) const GIVE_BACK: &str = "UPDATE callback_outbox SET holder = NULL, token = token + 1 \
+    WHERE stage < 10 AND holder = $1 AND claim = $2";
+
+/// What a claim is locked by.
+fn key(holder: i64, claim: i64) -> i64 {
+    let digest = digest([&b"claim"[..], &holder.to_be_bytes(), &claim.to_be_bytes()]);
+    i64::from_be_bytes(*digest.first_chunk().expect("it has sixteen bytes"))
+}
+
+/// Gives back what a claim took, once its transaction is over.
+pub(super) async fn give_back(connection: &mut PgConnection, holder: i64, claim: u32) -> Result<Written, Error> {
+    let claim = i64::from(claim);
+    if !query_scalar(IS_CLAIM_OVER).bind(key(holder, claim)).fetch_one(&mut *connection).await? {
+        return Ok(Written::NotYet);
+    }
+    query(GIVE_BACK).bind(holder).bind(claim).execute(connection).await?;
+    Ok(Written::Done)
+}
 
 pub(super) async fn claim(
     connection: &mut PgConnection,
@@ -60,7 +84,9 @@ pub(super) async fn claim(
     holder: i64,
     claim: &Claim,
 ) -> Result<Vec<Row>, Error> {
-    let Claim { now, limit, workers, left_out } = claim;
+    let Claim { number, now, limit, workers, left_out } = claim;
+    let number = i64::from(*number);
+    query(LOCK_CLAIM).bind(key(holder, number)).execute(&mut *connection).await?;
     let left_out = column(left_out, LaneKey::number);
     let mut lines = query(CLAIM)
         .bind(now.0)
@@ -69,13 +95,14 @@ pub(super) async fn claim(
         .bind(count(*limit))
         .bind(LOOKED_THROUGH)
         .bind(holder)
+        .bind(number)
         .fetch_all(&mut *connection)
         .await?;
     let passed_over = LOOKED_THROUGH.saturating_sub(count(lines.len()));
     if lines.len() < *limit && query_scalar(MORE).bind(now.0).bind(passed_over).fetch_one(&mut *connection).await? {
         for worker in workers {
             let left = count(limit.saturating_sub(lines.len()));
-            let claimed = query(CLAIM_WORKER).bind(stored(worker)).bind(now.0).bind(left).bind(holder);
+            let claimed = query(CLAIM_WORKER).bind(stored(worker)).bind(now.0).bind(left).bind(holder).bind(number);
             lines.extend(claimed.fetch_all(&mut *connection).await?);
         }
         // Each time from another lane on, so that all have their turn.
@@ -83,7 +110,7 @@ pub(super) async fn claim(
         for (above, to) in [(start, i64::MAX), (i64::MIN, start)] {
             let left = count(limit.saturating_sub(lines.len()));
             let claimed = query(CLAIM_LANES).bind(now.0).bind(&left_out).bind(left).bind(above).bind(to);
-            lines.extend(claimed.bind(A_LANE).bind(holder).fetch_all(&mut *connection).await?);
+            lines.extend(claimed.bind(A_LANE).bind(holder).bind(number).fetch_all(&mut *connection).await?);
         }
     }
     let mut rows = lines

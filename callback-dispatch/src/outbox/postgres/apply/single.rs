@@ -3,7 +3,7 @@
 use super::{
     By,
     bind::{address, bytes, column, count, not_sealed, uuid},
-    claim::claim,
+    claim::{claim, give_back},
     insert,
     order::{ENQUEUE, Left, QUEUE, left, lock_keys, release_next},
 };
@@ -168,6 +168,11 @@ pub(super) async fn single(connection: &mut PgConnection, by: By<'_>, write: &Wr
             Some(holder) => claim(connection, by.codec, holder, asked).await?,
             None => Vec::new(),
         })),
+        // Under another id of this process, what it took is given back as that of a dead one.
+        Write::GiveBack { claim } => match by.holder {
+            Some(holder) => give_back(connection, holder, *claim).await,
+            None => Ok(Written::NotYet),
+        },
         Write::Recover => {
             lease::recover(connection).await?;
             Ok(Written::Done)

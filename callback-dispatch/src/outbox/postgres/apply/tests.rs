@@ -2,7 +2,7 @@
 
 use super::{
     super::{lease, read, tests::Schema},
-    claim::{CLAIM, CLAIM_LANES, CLAIM_WORKER, MORE},
+    claim::{CLAIM, CLAIM_LANES, CLAIM_WORKER, GIVE_BACK, MORE},
     order::{ENQUEUE, QUEUE, RELEASE_NEXT},
     single::{AGE, CLEAN, CLEAN_KEYED, EXPIRE, KNOWN, NOT_BEYOND, PURGE, REPLAY, WAIT_FROM_NOW},
     *,
@@ -80,12 +80,16 @@ async fn what_is_written_is_looked_up_by_index_with_statistics_and_without() {
         check_all(RESULT, "uuids numbers stages numbers numbers numbers bodies bodies", by_id).await;
         let taken = ("callback_outbox_pkey", "seq = taken.seq");
         let due = ("callback_outbox_pending", "due <= ");
-        check_all(CLAIM, "20000 texts numbers 256 1024 1", &[due, ("callback_outbox_pkey", "seq = looked.seq"), taken])
-            .await;
+        check_all(
+            CLAIM,
+            "20000 texts numbers 256 1024 1 1",
+            &[due, ("callback_outbox_pkey", "seq = looked.seq"), taken],
+        )
+        .await;
         check_all(MORE, "20000 1024", &[due]).await;
         let lanes = [("callback_outbox_lane", "lane > "), ("callback_outbox_lane", "lane = l"), taken];
-        check_all(CLAIM_LANES, "20000 numbers 256 0 100 16 1", &lanes).await;
-        check_all(CLAIM_WORKER, "name 20000 256 1", &[("callback_outbox_worker", "worker = 'a'"), taken]).await;
+        check_all(CLAIM_LANES, "20000 numbers 256 0 100 16 1 1", &lanes).await;
+        check_all(CLAIM_WORKER, "name 20000 256 1 1", &[("callback_outbox_worker", "worker = 'a'"), taken]).await;
         let aged = ("callback_outbox_pkey", "seq = aged.seq");
         check_all(AGE, "20000 numbers 20000 256", &[("callback_outbox_lane", "lane = l"), aged]).await;
         let beyond = ("callback_outbox_pkey", "seq = beyond.seq");
@@ -98,6 +102,7 @@ async fn what_is_written_is_looked_up_by_index_with_statistics_and_without() {
             &[("callback_outbox_order", "order_key = v.key"), ("callback_outbox_pkey", "seq = ANY")],
         )
         .await;
+        check_all(GIVE_BACK, "1 1", &[("callback_outbox_held", "holder = ")]).await;
         check_all(lease::GIVE_BACK, "", &[("callback_outbox_held", "holder = ANY")]).await;
         let by_ids = &[("callback_outbox_id_key", "id = ANY")];
         check_all(REPLAY, "1 one NULL NULL", by_ids).await;

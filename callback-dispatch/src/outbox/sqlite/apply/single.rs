@@ -3,6 +3,7 @@
 use super::{
     Rows,
     bind::{address, bind_replay, count, list, not_sealed, numbers},
+    claim::GIVE_BACK,
     order::{QUEUE, enqueue, ids, left, release_next},
 };
 use crate::{
@@ -159,6 +160,10 @@ impl Rows {
                 Ok(Written::Count(old.len() as u64))
             }
             Write::Claim(claim) => Ok(Written::Claimed(self.claim(connection, claim).await?)),
+            Write::GiveBack { claim } => {
+                query(GIVE_BACK).bind(claim).execute(connection).await?;
+                Ok(Written::Done)
+            }
             Write::Recover => {
                 let sql = "UPDATE callback_outbox SET held = 0, token = token + 1, starts = starts + (stage <= 1) \
                            WHERE held = 1 AND stage < 10";

@@ -63,6 +63,7 @@ async fn what_is_due_is_found_by_its_index() {
     check(&pool, WAIT_FROM_NOW, "SEARCH a USING INDEX callback_attempt_id (id=?)").await;
     check(&pool, MORE, "SEARCH callback_outbox USING INDEX callback_outbox_pending (held=? AND due<?)").await;
     check(&pool, CLAIM, "SEARCH callback_outbox USING INTEGER PRIMARY KEY (rowid=?)").await;
+    check(&pool, GIVE_BACK, "SEARCH callback_outbox USING INDEX callback_outbox_pending (held=?)").await;
     check(&pool, read::NEXT_DUE, "SEARCH callback_outbox USING INDEX callback_outbox_pending (held=? AND due>?").await;
 }
 
