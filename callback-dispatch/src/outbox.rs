@@ -261,6 +261,8 @@ pub(crate) struct Claim {
     pub(crate) number: u32,
     pub(crate) now: Micros,
     pub(crate) limit: usize,
+    /// How many bytes they may have before the last one, about.
+    pub(crate) bytes: usize,
     /// The handlers that this process has.
     pub(crate) workers: Vec<Arc<str>>,
     /// The lanes that take nothing more.

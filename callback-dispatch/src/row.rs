@@ -50,9 +50,11 @@ impl Row {
 
     /// About how many bytes it takes in memory.
     pub(crate) fn size(&self) -> usize {
-        let body = |payload: &Payload| payload.body().len();
-        let work = self.work.as_ref().map_or(0, |work| body(&work.payload));
-        let result = self.result.as_ref().map_or(0, |result| body(result.message.payload()));
+        let work = self.work.as_ref().map_or(0, |work| work.context.size() + work.payload.body().len());
+        let result = self.result.as_ref().map_or(0, |result| {
+            let headers = result.message.headers().map(|(name, value)| name.len() + value.len());
+            headers.sum::<usize>() + result.message.body().len()
+        });
         1_024 + work + result
     }
 }
@@ -285,6 +287,16 @@ mod tests {
         let request = Request { context, payload: Payload::from(json!([1])) };
         let back = Request::from_parts(&request.head(), request.payload.body().to_vec()).expect("readable");
         assert_eq!(back, request);
+    }
+
+    #[test]
+    fn whatever_a_request_may_hold_has_a_size() {
+        let long = "x".repeat(10_000);
+        let mut context = Context { operation: long.clone(), ..Context::default() };
+        context.headers.push((long.clone(), long.clone()));
+        context.pass_on.push((long.clone(), long.clone()));
+        context.extensions.insert(long.clone(), json!([{ long.clone(): [long, 7, null] }]));
+        assert_eq!(context.size() / 10_000, 8);
     }
 
     #[test]

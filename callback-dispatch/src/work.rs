@@ -157,6 +157,25 @@ impl Work {
     }
 }
 
+impl Context {
+    /// About how many bytes it takes in memory.
+    pub(crate) fn size(&self) -> usize {
+        let pairs = self.headers.iter().chain(&self.pass_on).map(|(name, value)| name.len() + value.len());
+        let extensions = self.extensions.iter().map(|(name, value)| name.len() + size(value));
+        self.operation.len() + pairs.sum::<usize>() + extensions.sum::<usize>()
+    }
+}
+
+fn size(value: &Value) -> usize {
+    size_of::<Value>()
+        + match value {
+            Value::String(text) => text.len(),
+            Value::Array(values) => values.iter().map(size).sum(),
+            Value::Object(members) => members.iter().map(|(name, value)| name.len() + size(value)).sum(),
+            Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+        }
+}
+
 /// Neither payload, headers nor extensions are printed.
 impl fmt::Debug for Work {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

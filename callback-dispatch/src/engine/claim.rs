@@ -18,8 +18,11 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-/// How many rows are taken at once.
+/// How many rows are taken at once, if there is room for them.
 const CLAIM: usize = 256;
+
+/// How far off a row's size in the store may be from that in memory.
+const SIZES_DIFFER: usize = 8;
 
 /// The longest sleep: after it due times are looked at again, so that a clock set back costs no more than this.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
@@ -119,6 +122,8 @@ impl Engine {
             let (ready, full): (Vec<_>, Vec<_>) = state.workers.iter().partition(|(_, worker)| !worker.slots.is_full());
             (ready.into_iter().map(|(name, _)| Arc::clone(name)).collect(), full.len())
         };
+        // Who needs more than there is gets it: nothing is too large.
+        let bytes = self.memory.left().max(1);
         let partial = full_workers > 0 || !full.is_empty();
         let (sender, receiver) = oneshot::channel();
         let (engine, lease) = (Arc::clone(self), self.store.lease());
@@ -127,8 +132,8 @@ impl Engine {
         let done = Box::new(move |result: Result<Written, OutboxError>| {
             let claimed = match result {
                 Ok(Written::Claimed(rows)) => {
-                    let claimed = rows.len();
-                    if claimed > 0 {
+                    let claimed = (rows.len(), rows.iter().map(Row::size).sum::<usize>());
+                    if !rows.is_empty() {
                         failpoint::reach("after-claim");
                     }
                     for row in rows {
@@ -136,7 +141,7 @@ impl Engine {
                     }
                     Ok(claimed)
                 }
-                Ok(_) => Ok(0),
+                Ok(_) => Ok((0, 0)),
                 Err(error) => {
                     tracing::error!(error = %chain(&error), "due messages could not be claimed");
                     if error.is_unknown() {
@@ -148,17 +153,18 @@ impl Engine {
             };
             let _ = sender.send(claimed);
         });
-        let claim = Claim { number, now, limit: CLAIM, workers, left_out: full };
+        let claim = Claim { number, now, limit: CLAIM, bytes, workers, left_out: full };
         self.store.submit(Write::Claim(claim), done).map_err(drop)?;
-        let claimed = receiver.await.unwrap_or(Err(()))?;
-        if claimed == CLAIM {
+        let (claimed, size) = receiver.await.unwrap_or(Err(()))?;
+        let ended_early = claimed == CLAIM || size.saturating_mul(SIZES_DIFFER) >= bytes;
+        if ended_early {
             // There may be more, and nothing else needs to happen before it is taken.
             self.wake.notify_one();
         }
-        Ok(Claimed { more: partial || claimed == CLAIM, opens })
+        Ok(Claimed { more: partial || ended_early, opens })
     }
 
-    /// A claimed row gets a place even where its lane is full: a claim is small.
+    /// A claimed row gets a place even where its lane is full: a claim is small, and bounded by the memory that is left.
     fn hand_over_claimed(self: &Arc<Self>, row: Row, lease: Lease) {
         let place = self.place(&row);
         if place.is_none() {

@@ -61,6 +61,11 @@ impl Pool {
         self.used.load(Ordering::SeqCst)
     }
 
+    /// How much is left of it.
+    pub(crate) fn left(&self) -> usize {
+        self.limit().saturating_sub(self.used())
+    }
+
     /// Whether who asks for some would be turned away.
     pub(crate) fn is_used_up(&self) -> bool {
         self.used() >= self.limit()

@@ -450,12 +450,16 @@ impl State {
                 due.extend(places.iter().take_while(|(due, _)| *due <= claim.now).take(claim.limit));
             }
         }
-        let mut claimed = Vec::new();
+        let (mut claimed, mut bytes) = (Vec::new(), 0);
         for place in due.into_iter().take(claim.limit) {
+            if bytes >= claim.bytes {
+                break;
+            }
             let Some(entry) = self.rows.get_mut(&place.1) else { continue };
             let queue = Queue::of(&entry.row);
             let row = Arc::make_mut(&mut entry.row);
             (row.held, row.token) = (true, row.token + 1);
+            bytes += row.size();
             claimed.push(row.clone());
             entry.claim = Some(claim.number);
             self.unnote_free(&queue, place);

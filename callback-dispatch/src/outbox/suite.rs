@@ -48,6 +48,7 @@ const CLAUSES: &[(&str, Clause)] = clauses![
     what_ended_long_ago_is_deleted,
     what_is_confirmed_is_stored_and_what_is_not_never_was,
     what_a_claim_took_is_given_back_unless_it_went_on,
+    a_claim_takes_what_there_is_room_for_and_one_at_least,
 ];
 
 const NOW: Micros = Micros(1_000_000);
@@ -130,7 +131,10 @@ async fn kept(store: &dyn Store, id: TaskId) -> Row {
 
 async fn claim_by(store: &dyn Store, now: Micros, workers: &[&str], left_out: Vec<LaneKey>) -> Vec<Row> {
     let workers = workers.iter().map(|name| (*name).into()).collect();
-    match write(store, Write::Claim(Claim { number: 0, now, limit: 10, workers, left_out })).await.expect("stored") {
+    match write(store, Write::Claim(Claim { number: 0, now, limit: 10, bytes: usize::MAX, workers, left_out }))
+        .await
+        .expect("stored")
+    {
         Written::Claimed(rows) => rows,
         other => panic!("{other:?}"),
     }
@@ -436,7 +440,14 @@ async fn what_is_confirmed_is_stored_and_what_is_not_never_was(store: &dyn Store
 
 async fn what_a_claim_took_is_given_back_unless_it_went_on(store: &dyn Store) {
     let claim = async |number| {
-        let claim = Claim { number, now: NOW, limit: 2, workers: vec!["worker".into()], left_out: Vec::new() };
+        let claim = Claim {
+            number,
+            now: NOW,
+            limit: 2,
+            bytes: usize::MAX,
+            workers: vec!["worker".into()],
+            left_out: Vec::new(),
+        };
         match write(store, Write::Claim(claim)).await.expect("stored") {
             Written::Claimed(rows) => rows,
             other => panic!("{other:?}"),
@@ -460,6 +471,27 @@ async fn what_a_claim_took_is_given_back_unless_it_went_on(store: &dyn Store) {
     }
     assert!(!done(store, result(lost, lost.token, Vec::new())).await, "what was given back is nobody's");
     assert_eq!(claim(9).await.iter().map(|row| row.id).collect::<Vec<_>>(), [lost.id]);
+}
+
+async fn a_claim_takes_what_there_is_room_for_and_one_at_least(store: &dyn Store) {
+    let large = |age: i64| {
+        let row = task("worker");
+        let work = Request { context: Context::default(), payload: Payload::new("text/plain", vec![b'a'; 10_000]) };
+        Row { due: Micros(NOW.0 - age), work: Some(Arc::new(work)), ..row }
+    };
+    let rows: Vec<Row> = (0..5).map(large).collect();
+    for row in &rows {
+        insert(store, row).await;
+    }
+    let oldest: Vec<TaskId> = rows.iter().rev().map(|row| row.id).collect();
+    for (bytes, expected) in [(1, &oldest[..1]), (25_000, &oldest[1..4]), (usize::MAX, &oldest[4..])] {
+        let workers = vec!["worker".into()];
+        let claim = Claim { number: 0, now: NOW, limit: 10, bytes, workers, left_out: Vec::new() };
+        match write(store, Write::Claim(claim)).await.expect("stored") {
+            Written::Claimed(rows) => assert_eq!(rows.iter().map(|row| row.id).collect::<Vec<_>>(), expected),
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 #[tokio::test]
@@ -527,6 +559,7 @@ enum Fault {
     DeletesTooEarly,
     ConfirmsEverything,
     GivesNothingBack,
+    IgnoresSizes,
 }
 
 /// What breaks, and the clause that must notice.
@@ -554,6 +587,7 @@ const BROKEN: &[(Fault, &str)] = &[
     (Fault::BuriesNothing, "what_waits_for_a_dsn_that_is_gone_is_buried"),
     (Fault::ExpiresEverything, "what_is_not_over_in_time_expires"),
     (Fault::DeletesTooEarly, "what_ended_long_ago_is_deleted"),
+    (Fault::IgnoresSizes, "a_claim_takes_what_there_is_room_for_and_one_at_least"),
     (Fault::GivesNothingBack, "what_a_claim_took_is_given_back_unless_it_went_on"),
     (Fault::ConfirmsEverything, "what_is_confirmed_is_stored_and_what_is_not_never_was"),
 ];
@@ -598,6 +632,7 @@ impl Broken {
             (Fault::IgnoresWorkers, Write::Claim(claim)) => {
                 Write::Claim(Claim { workers: vec!["worker".into(), "other".into()], ..claim })
             }
+            (Fault::IgnoresSizes, Write::Claim(claim)) => Write::Claim(Claim { bytes: usize::MAX, ..claim }),
             (Fault::IgnoresLanes, Write::Claim(claim)) => Write::Claim(Claim { left_out: Vec::new(), ..claim }),
             (Fault::IgnoresTokens, Write::Settle(step)) => {
                 let token = current(step.id).map_or(step.token, |row| row.token);

@@ -37,6 +37,7 @@ enum Step {
     Claim {
         number: u32,
         limit: usize,
+        bytes: usize,
         workers: Vec<usize>,
         left_out: Vec<(usize, bool)>,
     },
@@ -115,8 +116,10 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(event, held, worker, dsn, owner, due, order, (expires, key))| {
                 Step::Insert { event, held, worker, dsn, owner, due, order, expires, key }
             }),
-        3 => (0..3u32, 1..4usize, vec(0..2usize, 0..3), vec((0..2usize, any::<bool>()), 0..3))
-            .prop_map(|(number, limit, workers, left_out)| Step::Claim { number, limit, workers, left_out }),
+        3 => (0..3u32, 1..4usize, select(vec![1, 2_000, 1 << 20]), vec(0..2usize, 0..3), vec((0..2usize, any::<bool>()), 0..3))
+            .prop_map(|(number, limit, bytes, workers, left_out)| {
+                Step::Claim { number, limit, bytes, workers, left_out }
+            }),
         1 => (0..3u32).prop_map(|claim| Step::GiveBack { claim }),
         3 => (row(), stale(), any::<bool>(), 0..2usize)
             .prop_map(|(row, stale, held, events)| Step::Result { row, stale, held, events }),
@@ -280,11 +283,11 @@ impl Outboxes {
                 self.ids.push(row.id);
                 Write::Insert(Arc::new(row))
             }
-            Step::Claim { number, limit, workers, left_out } => {
+            Step::Claim { number, limit, bytes, workers, left_out } => {
                 let now = self.tick();
                 let left_out = left_out.into_iter().map(|(dsn, owner)| self.lane(dsn, owner));
                 let workers = workers.into_iter().map(|worker| WORKERS[worker].into()).collect();
-                Write::Claim(Claim { number, now, limit, workers, left_out: left_out.collect() })
+                Write::Claim(Claim { number, now, limit, bytes, workers, left_out: left_out.collect() })
             }
             Step::GiveBack { claim } => Write::GiveBack { claim },
             Step::Result { row, stale, held, events } => {

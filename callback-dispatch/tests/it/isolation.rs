@@ -20,6 +20,7 @@ on_each_outbox!(
     a_worker_that_hangs_leaves_the_others_unharmed,
     more_than_fits_into_memory_is_delivered_once_each,
     more_than_fits_into_memory_recovers,
+    what_is_large_is_taken_as_memory_allows,
 );
 
 /// Lets `count` through one by one, and returns how many were there at once.
@@ -171,6 +172,30 @@ async fn more_than_fits_into_memory_recovers(home: Home) {
     check_once_each(&sink, ids.iter().map(ToString::to_string)).await;
     dispatcher.close(Duration::from_secs(30)).await;
     assert!(sink.take("results").is_empty(), "something was delivered twice");
+}
+
+async fn what_is_large_is_taken_as_memory_allows(home: Home) {
+    const LARGE: usize = 100_000;
+    let (gate, _watch) = Gate::new();
+    let dispatcher = start(home.builder().await.sink(CustomSink::behind(&gate))).await;
+    let body = |number: usize| json!(format!("{number:LARGE$}"));
+    for number in 0..30 {
+        dispatcher.publish(event("custom://a", body(number))).await.expect("published");
+    }
+    dispatcher.close(Duration::ZERO).await;
+
+    let (gate, mut attempts) = Gate::new();
+    let builder = home.builder().await.sink(CustomSink::behind(&gate)).memory_limit(3 * LARGE);
+    let dispatcher = start(builder).await;
+    let mut arrived = BTreeSet::new();
+    for _ in 0..30 {
+        let came = attempts.came().await;
+        assert!(arrived.insert(came.to_string()), "{} came twice", arrived.len());
+        let in_memory = dispatcher.health().await.memory_bytes;
+        assert!(in_memory < 5 * LARGE, "{in_memory} bytes are in memory");
+        gate.open(1);
+    }
+    dispatcher.close(Duration::from_secs(30)).await;
 }
 
 async fn check_once_each(sink: &MemorySink, expected: impl Iterator<Item = String>) {

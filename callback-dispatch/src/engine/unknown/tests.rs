@@ -137,6 +137,7 @@ fn take_over(outbox: &MemoryOutbox) {
             number: 0,
             now: crate::clock::Micros(i64::MAX - 1),
             limit: 1,
+            bytes: usize::MAX,
             workers,
             left_out: Vec::new(),
         }),

@@ -10,7 +10,7 @@ use crate::{
     },
     row::{Row, digest},
 };
-use sqlx::{Error, PgConnection, query, query_scalar};
+use sqlx::{Error, PgConnection, Row as _, postgres::PgRow, query, query_scalar};
 
 /// How many due rows are looked through, oldest first, before lanes and workers are asked one by one.
 pub(super) const LOOKED_THROUGH: i64 = 1_024;
@@ -18,41 +18,81 @@ pub(super) const LOOKED_THROUGH: i64 = 1_024;
 /// How many rows of one lane are taken where lanes are asked one by one.
 pub(super) const A_LANE: i64 = 16;
 
+/// About how many bytes a row takes in memory. It is not read for that.
+macro_rules! size {
+    ($row:literal) => {
+        concat!(
+            "1024 + coalesce(octet_length(",
+            $row,
+            "work), 0)::bigint + coalesce(octet_length(",
+            $row,
+            "work_body), 0) \
+             + coalesce(octet_length(",
+            $row,
+            "result), 0) + coalesce(octet_length(",
+            $row,
+            "result_body), 0) AS size"
+        )
+    };
+}
+
+/// Takes of `found` what there is room for: in its order, and the first whatever its size.
+macro_rules! take {
+    ($holder:literal, $claim:literal, $room:literal) => {
+        concat!(
+            "taken AS MATERIALIZED ( \
+                SELECT seq FROM (SELECT seq, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before FROM found) AS counted \
+                WHERE before < ", $room, "::bigint) \
+             UPDATE callback_outbox AS o SET holder = ", $holder, ", claim = ", $claim, ", token = token + 1 \
+             FROM taken WHERE o.seq = taken.seq RETURNING o.*"
+        )
+    };
+}
+
 /// Rows that another process is about to take are passed over.
-pub(super) const CLAIM: &str = "\
-    WITH taken AS MATERIALIZED ( \
-        SELECT o.seq FROM (SELECT seq, due FROM callback_outbox \
-                           WHERE stage < 10 AND holder IS NULL AND due <= $1 ORDER BY due, seq LIMIT $5) AS looked \
+pub(super) const CLAIM: &str = concat!(
+    "WITH found AS MATERIALIZED ( \
+        SELECT o.seq, ",
+    size!("o."),
+    " FROM (SELECT seq, due FROM callback_outbox \
+              WHERE stage < 10 AND holder IS NULL AND due <= $1 ORDER BY due, seq LIMIT $5) AS looked \
         JOIN callback_outbox AS o ON o.seq = looked.seq AND o.stage < 10 AND o.holder IS NULL \
         WHERE CASE WHEN o.stage <= 1 THEN o.worker = ANY ($2::text[]) ELSE NOT o.lane = ANY ($3::bigint[]) END \
-        ORDER BY looked.due, looked.seq LIMIT $4 FOR UPDATE OF o SKIP LOCKED) \
-    UPDATE callback_outbox AS o SET holder = $6, claim = $7, token = token + 1 FROM taken WHERE o.seq = taken.seq RETURNING o.*";
+        ORDER BY looked.due, looked.seq LIMIT $4 FOR UPDATE OF o SKIP LOCKED), ",
+    take!("$6", "$7", "$8"),
+);
 
 pub(super) const MORE: &str = "\
     SELECT EXISTS (SELECT 1 FROM callback_outbox WHERE stage < 10 AND holder IS NULL AND due <= $1 \
                    ORDER BY due, seq LIMIT 1 OFFSET $2)";
 
 /// Steps from lane to lane on the index, so that a lane costs the same with one row as with a million.
-pub(super) const CLAIM_LANES: &str = "\
-    WITH RECURSIVE lanes (lane) AS ( \
+pub(super) const CLAIM_LANES: &str = concat!(
+    "WITH RECURSIVE lanes (lane) AS ( \
         SELECT min(lane) FROM callback_outbox WHERE stage = 3 AND holder IS NULL AND lane > $4 \
         UNION ALL \
         SELECT (SELECT min(o.lane) FROM callback_outbox AS o \
                 WHERE o.stage = 3 AND o.holder IS NULL AND o.lane > l.lane) \
         FROM lanes AS l WHERE l.lane <= $5), \
-    taken AS MATERIALIZED ( \
-        SELECT i.seq FROM lanes AS l CROSS JOIN LATERAL ( \
-            SELECT seq FROM callback_outbox \
+    found AS MATERIALIZED ( \
+        SELECT i.seq, i.size FROM lanes AS l CROSS JOIN LATERAL ( \
+            SELECT seq, ",
+    size!(""),
+    " FROM callback_outbox \
             WHERE lane = l.lane AND stage = 3 AND holder IS NULL AND due <= $1 \
             ORDER BY due LIMIT $6 FOR UPDATE SKIP LOCKED) AS i \
-        WHERE l.lane <= $5 AND NOT l.lane = ANY ($2::bigint[]) LIMIT $3) \
-    UPDATE callback_outbox AS o SET holder = $7, claim = $8, token = token + 1 FROM taken WHERE o.seq = taken.seq RETURNING o.*";
+        WHERE l.lane <= $5 AND NOT l.lane = ANY ($2::bigint[]) LIMIT $3), ",
+    take!("$7", "$8", "$9"),
+);
 
-pub(super) const CLAIM_WORKER: &str = "\
-    WITH taken AS MATERIALIZED ( \
-        SELECT seq FROM callback_outbox WHERE worker = $1 AND stage <= 1 AND holder IS NULL AND due <= $2 \
-        ORDER BY due LIMIT $3 FOR UPDATE SKIP LOCKED) \
-    UPDATE callback_outbox AS o SET holder = $4, claim = $5, token = token + 1 FROM taken WHERE o.seq = taken.seq RETURNING o.*";
+pub(super) const CLAIM_WORKER: &str = concat!(
+    "WITH found AS MATERIALIZED ( \
+        SELECT seq, ",
+    size!(""),
+    " FROM callback_outbox WHERE worker = $1 AND stage <= 1 AND holder IS NULL AND due <= $2 \
+        ORDER BY due LIMIT $3 FOR UPDATE SKIP LOCKED), ",
+    take!("$4", "$5", "$6"),
+);
 
 /// Held to the end of the claim's transaction: who gives back what it took finds out whether that is over.
 const LOCK_CLAIM: &str = "SELECT pg_advisory_xact_lock($1)";
@@ -84,7 +124,7 @@ pub(super) async fn claim(
     holder: i64,
     claim: &Claim,
 ) -> Result<Vec<Row>, Error> {
-    let Claim { number, now, limit, workers, left_out } = claim;
+    let Claim { number, now, limit, bytes, workers, left_out } = claim;
     let number = i64::from(*number);
     query(LOCK_CLAIM).bind(key(holder, number)).execute(&mut *connection).await?;
     let left_out = column(left_out, LaneKey::number);
@@ -96,13 +136,21 @@ pub(super) async fn claim(
         .bind(LOOKED_THROUGH)
         .bind(holder)
         .bind(number)
+        .bind(count(*bytes))
         .fetch_all(&mut *connection)
         .await?;
     let passed_over = LOOKED_THROUGH.saturating_sub(count(lines.len()));
-    if lines.len() < *limit && query_scalar(MORE).bind(now.0).bind(passed_over).fetch_one(&mut *connection).await? {
+    let is_room = lines.len() < *limit && room(*bytes, &lines) > 0;
+    if is_room && query_scalar(MORE).bind(now.0).bind(passed_over).fetch_one(&mut *connection).await? {
         for worker in workers {
             let left = count(limit.saturating_sub(lines.len()));
-            let claimed = query(CLAIM_WORKER).bind(stored(worker)).bind(now.0).bind(left).bind(holder).bind(number);
+            let claimed = query(CLAIM_WORKER)
+                .bind(stored(worker))
+                .bind(now.0)
+                .bind(left)
+                .bind(holder)
+                .bind(number)
+                .bind(room(*bytes, &lines));
             lines.extend(claimed.fetch_all(&mut *connection).await?);
         }
         // Each time from another lane on, so that all have their turn.
@@ -110,7 +158,15 @@ pub(super) async fn claim(
         for (above, to) in [(start, i64::MAX), (i64::MIN, start)] {
             let left = count(limit.saturating_sub(lines.len()));
             let claimed = query(CLAIM_LANES).bind(now.0).bind(&left_out).bind(left).bind(above).bind(to);
-            lines.extend(claimed.bind(A_LANE).bind(holder).bind(number).fetch_all(&mut *connection).await?);
+            lines.extend(
+                claimed
+                    .bind(A_LANE)
+                    .bind(holder)
+                    .bind(number)
+                    .bind(room(*bytes, &lines))
+                    .fetch_all(&mut *connection)
+                    .await?,
+            );
         }
     }
     let mut rows = lines
@@ -120,4 +176,12 @@ pub(super) async fn claim(
         .collect::<Vec<Row>>();
     rows.sort_by_key(|row| (row.due, row.id));
     Ok(rows)
+}
+
+/// How many bytes are left.
+fn room(bytes: usize, taken: &[PgRow]) -> i64 {
+    let length = |line: &PgRow, column| line.try_get::<Option<&[u8]>, _>(column).ok().flatten().map_or(0, <[u8]>::len);
+    let size =
+        |line| 1_024 + ["work", "work_body", "result", "result_body"].map(|it| length(line, it)).iter().sum::<usize>();
+    count(bytes.saturating_sub(taken.iter().map(size).sum()))
 }

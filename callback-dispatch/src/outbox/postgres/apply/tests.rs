@@ -82,14 +82,14 @@ async fn what_is_written_is_looked_up_by_index_with_statistics_and_without() {
         let due = ("callback_outbox_pending", "due <= ");
         check_all(
             CLAIM,
-            "20000 texts numbers 256 1024 1 1",
+            "20000 texts numbers 256 1024 1 1 9000",
             &[due, ("callback_outbox_pkey", "seq = looked.seq"), taken],
         )
         .await;
         check_all(MORE, "20000 1024", &[due]).await;
         let lanes = [("callback_outbox_lane", "lane > "), ("callback_outbox_lane", "lane = l"), taken];
-        check_all(CLAIM_LANES, "20000 numbers 256 0 100 16 1 1", &lanes).await;
-        check_all(CLAIM_WORKER, "name 20000 256 1 1", &[("callback_outbox_worker", "worker = 'a'"), taken]).await;
+        check_all(CLAIM_LANES, "20000 numbers 256 0 100 16 1 1 9000", &lanes).await;
+        check_all(CLAIM_WORKER, "name 20000 256 1 1 9000", &[("callback_outbox_worker", "worker = 'a'"), taken]).await;
         let aged = ("callback_outbox_pkey", "seq = aged.seq");
         check_all(AGE, "20000 numbers 20000 256", &[("callback_outbox_lane", "lane = l"), aged]).await;
         let beyond = ("callback_outbox_pkey", "seq = beyond.seq");
