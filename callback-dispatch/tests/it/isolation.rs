@@ -175,7 +175,7 @@ async fn more_than_fits_into_memory_recovers(home: Home) {
 }
 
 async fn what_is_large_is_taken_as_memory_allows(home: Home) {
-    const LARGE: usize = 100_000;
+    const LARGE: usize = 50_000;
     let (gate, _watch) = Gate::new();
     let dispatcher = start(home.builder().await.sink(CustomSink::behind(&gate))).await;
     let body = |number: usize| json!(format!("{number:LARGE$}"));
