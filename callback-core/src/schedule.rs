@@ -410,7 +410,9 @@ mod tests {
                 prop_assert!(wait <= schedule.longest_step());
                 prop_assert!(since_first_due.checked_add(wait).is_some_and(|age| !schedule.is_over(age)));
                 if let Some(asked) = retry_after {
-                    prop_assert!(wait >= steps[0].min(steps[attempt.max(1) as usize - 1]));
+                    let step = attempt.max(1) as usize - 1;
+                    let skips = if kind == ErrorKind::Unauthorized { UNAUTHORIZED_STEP } else { 0 };
+                    prop_assert!(wait >= steps[0].min(steps[step.max(skips).min(steps.len() - 1)]));
                     prop_assert!(wait >= asked.min(DAY));
                 }
             }
