@@ -1,0 +1,311 @@
+//! One connection a broker and vhost, made again when it is lost.
+
+use crate::{
+    dial::{Endpoint, Socket},
+    lane::{Job, Lanes},
+    outcome::Failure,
+};
+use callback_core::{ErrorKind, Phase};
+use lapin::{
+    Channel, Connection, ErrorKind as LapinErrorKind,
+    options::{ConfirmSelectOptions, ExchangeDeclareOptions, QueueDeclareOptions},
+    types::FieldTable,
+};
+use std::{
+    collections::HashSet,
+    fmt,
+    hash::{BuildHasher, RandomState},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::{
+    sync::{AcquireError, OwnedSemaphorePermit, Semaphore, watch},
+    time,
+};
+
+/// The pause after the first failure to connect; doubled with each further one.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// The longest pause between two tries to connect.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// A connection that was lost sooner than this counts as a failure to connect.
+const PROOF: Duration = Duration::from_secs(5);
+
+/// How long a connection without work is kept, and how long its channels are.
+pub(crate) const IDLE: Duration = Duration::from_secs(60);
+
+/// How long a connection may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// How many declared queues a connection remembers.
+const DECLARED: usize = 10_000;
+
+/// A broker and vhost, connected or not.
+pub(crate) struct Link {
+    endpoint: Arc<Endpoint>,
+    vhost: String,
+    /// One a message in flight.
+    slots: Arc<Semaphore>,
+    state: Mutex<State>,
+}
+
+/// How many messages are in flight on a connection.
+const SLOTS: usize = 4096;
+
+struct State {
+    /// How many tries to connect have failed in a row.
+    failures: u32,
+    connected: Option<Arc<Connected>>,
+    /// The try that is underway.
+    trying: Option<watch::Receiver<Option<Tried>>>,
+    is_closed: bool,
+}
+
+type Tried = Result<Arc<Connected>, Failure>;
+
+impl Link {
+    pub(crate) fn new(endpoint: Arc<Endpoint>, vhost: String) -> Self {
+        let state = State { failures: 0, connected: None, trying: None, is_closed: false };
+        Self { endpoint, vhost, slots: Arc::new(Semaphore::new(SLOTS)), state: Mutex::new(state) }
+    }
+
+    /// The connection; where there is none, what becomes of the try to make it that is underway.
+    pub(crate) async fn connected(self: &Arc<Self>) -> Tried {
+        let mut trying = match self.connected_or_trying() {
+            Ok(connected) => return connected,
+            Err(trying) => trying,
+        };
+        match trying.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(tried)) => tried.clone(),
+            _ => Err(closed()),
+        }
+    }
+
+    /// A place for one more message in flight.
+    pub(crate) async fn slot(&self) -> Result<OwnedSemaphorePermit, AcquireError> {
+        Arc::clone(&self.slots).acquire_owned().await
+    }
+
+    fn connected_or_trying(self: &Arc<Self>) -> Result<Tried, watch::Receiver<Option<Tried>>> {
+        let mut state = self.lock();
+        if state.is_closed {
+            return Ok(Err(closed()));
+        }
+        if let Some(trying) = &state.trying {
+            return Err(trying.clone());
+        }
+        match state.connected.take() {
+            Some(connected) if connected.is_alive() => {
+                state.connected = Some(Arc::clone(&connected));
+                return Ok(Ok(connected));
+            }
+            // Who connects and is thrown out at once waits, too.
+            Some(lost) if lost.since.elapsed() < PROOF && !lost.is_retired() => state.failures += 1,
+            Some(_) => state.failures = 0,
+            None => {}
+        }
+        let (sender, receiver) = watch::channel(None);
+        state.trying = Some(receiver.clone());
+        let (link, pause) = (Arc::clone(self), pause(state.failures));
+        drop(state);
+        tokio::spawn(async move {
+            time::sleep(pause).await;
+            let tried = link.try_to_connect().await;
+            let mut state = link.lock();
+            state.trying = None;
+            match &tried {
+                Ok(connected) if !state.is_closed => state.connected = Some(Arc::clone(connected)),
+                Ok(_) => {}
+                Err(_) => state.failures = state.failures.saturating_add(1),
+            }
+            drop(state);
+            sender.send_replace(Some(tried));
+        });
+        Err(receiver)
+    }
+
+    async fn try_to_connect(&self) -> Tried {
+        let (connection, socket) = self.endpoint.connect(&self.vhost).await?;
+        let connected = Arc::new(Connected {
+            frame_max: usize::try_from(connection.configuration().frame_max()).unwrap_or(usize::MAX),
+            connection,
+            socket,
+            lanes: Lanes::default(),
+            declared: tokio::sync::Mutex::default(),
+            since: Instant::now(),
+        });
+        tokio::spawn(retire_when_idle(Arc::downgrade(&connected)));
+        Ok(connected)
+    }
+
+    /// Whether nobody would miss it: it is neither connected nor about to be.
+    pub(crate) fn is_idle(&self) -> bool {
+        let state = self.lock();
+        state.trying.is_none() && state.connected.as_ref().is_none_or(|connected| !connected.is_alive())
+    }
+
+    /// Makes no more connections, and ends the one there is.
+    pub(crate) async fn close(&self) {
+        let connected = {
+            let mut state = self.lock();
+            state.is_closed = true;
+            state.connected.take()
+        };
+        if let Some(connected) = connected {
+            connected.close().await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn closed() -> Failure {
+    Failure::new(ErrorKind::Unavailable, Phase::Connect, "the sink is closed")
+}
+
+/// How long to wait after so many failures in a row, give or take a fifth.
+fn pause(failures: u32) -> Duration {
+    if failures == 0 {
+        return Duration::ZERO;
+    }
+    let pause = FIRST_PAUSE.saturating_mul(1 << (failures - 1).min(10)).min(LONGEST_PAUSE);
+    // Each `RandomState` has other keys.
+    let random = RandomState::new().hash_one(failures) % 401;
+    pause * 8 / 10 + pause * u32::try_from(random).unwrap_or(0) / 1_000
+}
+
+/// Ends a connection that had nothing to do for a while.
+async fn retire_when_idle(connected: std::sync::Weak<Connected>) {
+    loop {
+        time::sleep(IDLE).await;
+        let Some(connected) = connected.upgrade() else { return };
+        if !connected.is_alive() {
+            return;
+        }
+        if connected.lanes.retire() {
+            connected.close().await;
+            return;
+        }
+    }
+}
+
+/// A connection that was made.
+pub(crate) struct Connected {
+    connection: Connection,
+    socket: Socket,
+    lanes: Lanes,
+    /// The queues that were seen or declared on this connection.
+    declared: tokio::sync::Mutex<HashSet<String>>,
+    frame_max: usize,
+    since: Instant,
+}
+
+impl Connected {
+    pub(crate) fn is_alive(&self) -> bool {
+        self.connection.status().connected() && !self.is_retired()
+    }
+
+    fn is_retired(&self) -> bool {
+        self.lanes.is_closed()
+    }
+
+    /// The broker takes nothing: memory or disk are short there.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.connection.status().blocked()
+    }
+
+    /// How large a frame may be.
+    pub(crate) const fn frame_max(&self) -> usize {
+        self.frame_max
+    }
+
+    /// Hands a message to the channels of its exchange; back, where the connection takes none any more.
+    pub(crate) fn publish(self: &Arc<Self>, exchange: &Arc<str>, job: Job) -> Result<(), Job> {
+        if self.is_alive() { self.lanes.publish(self, exchange, job) } else { Err(job) }
+    }
+
+    pub(crate) const fn lanes(&self) -> &Lanes {
+        &self.lanes
+    }
+
+    /// A channel whose publishes are confirmed; its exchange was there a moment ago.
+    pub(crate) async fn open(&self, exchange: &str) -> Result<Channel, lapin::Error> {
+        if !exchange.is_empty() {
+            // On a channel of its own: that closes if there is no such exchange.
+            let channel = self.connection.create_channel().await?;
+            let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+            let kind = lapin::ExchangeKind::Direct;
+            channel.exchange_declare(exchange.into(), kind, passive, FieldTable::default()).await?;
+            let _ = channel.close(200, "OK".into()).await;
+        }
+        let channel = self.connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        Ok(channel)
+    }
+
+    /// Declares a queue unless it is there.
+    pub(crate) async fn declare(&self, queue: &str) -> Result<(), lapin::Error> {
+        let mut declared = self.declared.lock().await;
+        if declared.contains(queue) {
+            return Ok(());
+        }
+        // First asked for, since a queue with other properties than ours is as good.
+        if let Err(error) = self.declare_queue(queue, true).await {
+            match error.kind() {
+                LapinErrorKind::ProtocolError(error) if error.get_id() == 404 => {
+                    self.declare_queue(queue, false).await?
+                }
+                _ => return Err(error),
+            }
+        }
+        if declared.len() >= DECLARED {
+            declared.clear();
+        }
+        declared.insert(queue.to_owned());
+        Ok(())
+    }
+
+    async fn declare_queue(&self, queue: &str, passive: bool) -> Result<(), lapin::Error> {
+        let channel = self.connection.create_channel().await?;
+        let options = QueueDeclareOptions { passive, durable: true, ..QueueDeclareOptions::default() };
+        channel.queue_declare(queue.into(), options, FieldTable::default()).await?;
+        let _ = channel.close(200, "OK".into()).await;
+        Ok(())
+    }
+
+    /// Forgets that a queue is there.
+    pub(crate) async fn forget(&self, queue: &str) {
+        self.declared.lock().await.remove(queue);
+    }
+
+    async fn close(&self) {
+        self.lanes.close();
+        let _ = time::timeout(GOODBYE, self.connection.close(200, "OK".into())).await;
+        self.socket.shut_down();
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("is_idle", &self.is_idle()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_up_to_a_bound() {
+        assert_eq!(pause(0), Duration::ZERO);
+        for (failures, milliseconds) in [(1, 100), (2, 200), (3, 400), (6, 3_200), (7, 5_000), (u32::MAX, 5_000)] {
+            for _ in 0..100 {
+                let found = pause(failures).as_millis();
+                assert!((milliseconds * 8 / 10..=milliseconds * 12 / 10).contains(&found), "{failures}: {found}");
+            }
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! Connecting to a broker: our own socket and TLS under lapin.
+
+use crate::outcome::{Failure, broken};
+use async_rs::{
+    Runtime, Tokio,
+    traits::Reactor,
+    util::{DummyIO, DummyStream, RuntimeParts},
+};
+use callback_core::{Dsn, DsnError, ErrorKind, HostPort, Phase, Policy, SinkError};
+use futures_core::Stream;
+use futures_io::{AsyncRead as FuturesRead, AsyncWrite as FuturesWrite};
+use lapin::{
+    AsyncTcpStream, Connection, ConnectionProperties,
+    uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism},
+};
+use rustls::{ClientConfig, pki_types::ServerName};
+use std::{
+    future,
+    io::{self, Read, Write},
+    marker::PhantomData,
+    net::{Shutdown, SocketAddr},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::{Sleep, sleep, timeout, timeout_at},
+};
+use tokio_rustls::TlsConnector;
+use tokio_util::compat::{Compat, TokioAsyncReadCompatExt};
+use url::Host;
+
+/// How long connecting may take, the handshakes included.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// Seconds; a broker that was silent for twice as long is gone.
+const HEARTBEAT: u16 = 10;
+
+/// How to reach a broker. Holds the password: it has no `Debug`.
+pub(crate) struct Endpoint {
+    host: Host,
+    port: u16,
+    tls: Option<Arc<ClientConfig>>,
+    /// `None`: the client certificate logs in.
+    login: Option<(String, String)>,
+    /// The Dsn to dial and the policy to ask, where a client named the host.
+    judged: Option<(Dsn, Policy)>,
+}
+
+/// What tells the brokers that clients name apart. Holds the password: it has no `Debug`.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Identity {
+    is_tls: bool,
+    login: Option<(String, String)>,
+    host: Host,
+    port: u16,
+}
+
+impl Endpoint {
+    /// The operator's own broker.
+    pub(crate) fn registered(
+        dsn: &Dsn,
+        tls: Option<Arc<ClientConfig>>,
+        has_certificate: bool,
+    ) -> Result<Self, DsnError> {
+        Self::of(dsn, tls, has_certificate)
+    }
+
+    /// A broker that a client named.
+    pub(crate) fn unregistered(dsn: &Dsn, policy: &Policy, tls: &Arc<ClientConfig>) -> Result<Self, DsnError> {
+        let tls = (dsn.scheme() == "amqps").then(|| Arc::clone(tls));
+        let endpoint = Self::of(dsn, tls, false)?;
+        Ok(Self { judged: Some((dsn.clone(), policy.clone())), ..endpoint })
+    }
+
+    fn of(dsn: &Dsn, tls: Option<Arc<ClientConfig>>, has_certificate: bool) -> Result<Self, DsnError> {
+        let [HostPort { host, port }] = dsn.hosts() else { return Err(DsnError::invalid("the host is missing")) };
+        let login = match (dsn.username(), dsn.password()) {
+            (Some(user), Some(password)) => Some((user.to_owned(), password.to_owned())),
+            (None, None) if has_certificate => None,
+            _ => return Err(DsnError::invalid("user and password are missing: `amqps://user:password@host/`")),
+        };
+        let port = port.unwrap_or(if dsn.scheme() == "amqps" { 5671 } else { 5672 });
+        Ok(Self { host: host.clone(), port, tls, login, judged: None })
+    }
+
+    pub(crate) fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    pub(crate) fn identity(&self) -> Identity {
+        Identity { is_tls: self.is_tls(), login: self.login.clone(), host: self.host.clone(), port: self.port }
+    }
+
+    /// Connects, logs in and opens the vhost.
+    pub(crate) async fn connect(&self, vhost: &str) -> Result<(Connection, Socket), Failure> {
+        let limit = Instant::now() + CONNECT_LIMIT;
+        let stream = self.dial(limit).await?;
+        let (stream, socket) = Socket::share(stream).map_err(|error| failed(&error, Phase::Connect))?;
+        let stream: Box<dyn Duplex> = match &self.tls {
+            None => Box::new(stream),
+            Some(config) => {
+                let name = server_name(&self.host);
+                let handshake = TlsConnector::from(Arc::clone(config)).connect(name, stream);
+                let stream = timeout_at(limit.into(), handshake).await.map_err(|_elapsed| too_slow(Phase::Tls))?;
+                Box::new(stream.map_err(|error| failed(&error, Phase::Tls))?)
+            }
+        };
+        // At the limit the socket is shut down, without which lapin's thread would wait for ever.
+        let connection = timeout_at(limit.into(), handshake(self.uri(vhost), stream)).await;
+        let connection = connection.map_err(|_elapsed| too_slow(Phase::Connect))?;
+        Ok((connection.map_err(|error| broken(&error, Phase::Connect, true))?, socket))
+    }
+
+    async fn dial(&self, limit: Instant) -> Result<TcpStream, Failure> {
+        if let Some((dsn, policy)) = &self.judged {
+            return policy.connect(dsn, limit).await.map_err(|error| of_policy(&error));
+        }
+        let addresses: Vec<SocketAddr> = match &self.host {
+            Host::Ipv4(address) => vec![(*address, self.port).into()],
+            Host::Ipv6(address) => vec![(*address, self.port).into()],
+            Host::Domain(name) => timeout_at(limit.into(), tokio::net::lookup_host((&**name, self.port)))
+                .await
+                .map_err(|_elapsed| too_slow(Phase::Resolve))?
+                .map_err(|error| failed(&error, Phase::Resolve))?
+                .collect(),
+        };
+        let mut failure = Failure::new(ErrorKind::Unavailable, Phase::Resolve, "the name has no address");
+        for address in addresses {
+            match timeout(CONNECT_LIMIT / 2, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => {
+                    stream.set_nodelay(true).map_err(|error| failed(&error, Phase::Connect))?;
+                    return Ok(stream);
+                }
+                Ok(Err(error)) => failure = failed(&error, Phase::Connect),
+                Err(_elapsed) => failure = too_slow(Phase::Connect),
+            }
+        }
+        Err(failure)
+    }
+
+    fn uri(&self, vhost: &str) -> AMQPUri {
+        let (username, password) = self.login.clone().unwrap_or_default();
+        let mechanism = if self.login.is_some() { SASLMechanism::Plain } else { SASLMechanism::External };
+        AMQPUri {
+            scheme: AMQPScheme::AMQP,
+            authority: AMQPAuthority {
+                userinfo: AMQPUserInfo { username, password },
+                host: self.host.to_string(),
+                port: self.port,
+            },
+            vhost: vhost.to_owned(),
+            query: AMQPQueryString {
+                heartbeat: Some(HEARTBEAT),
+                auth_mechanism: Some(mechanism),
+                ..AMQPQueryString::default()
+            },
+        }
+    }
+}
+
+fn server_name(host: &Host) -> ServerName<'static> {
+    match host {
+        Host::Ipv4(address) => ServerName::IpAddress((*address).into()),
+        Host::Ipv6(address) => ServerName::IpAddress((*address).into()),
+        Host::Domain(name) => ServerName::try_from(name.trim_end_matches('.').to_owned())
+            .unwrap_or_else(|_| ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into())),
+    }
+}
+
+fn failed(error: &io::Error, phase: Phase) -> Failure {
+    // The text of an I/O error, or of TLS, holds nothing that the broker wrote.
+    Failure::new(ErrorKind::Unavailable, phase, error.to_string())
+}
+
+fn too_slow(phase: Phase) -> Failure {
+    Failure::new(ErrorKind::Unavailable, phase, "the broker did not answer in time")
+}
+
+fn of_policy(error: &SinkError) -> Failure {
+    let text = std::error::Error::source(error).map_or_else(String::new, ToString::to_string);
+    Failure::new(error.kind(), error.phase().unwrap_or(Phase::Connect), text)
+}
+
+/// A second handle on a connection's socket; dropping it ends the connection, whoever waits for it.
+#[derive(Debug)]
+pub(crate) struct Socket(std::net::TcpStream);
+
+impl Socket {
+    fn share(stream: TcpStream) -> io::Result<(TcpStream, Self)> {
+        let stream = stream.into_std()?;
+        let socket = Self(stream.try_clone()?);
+        Ok((TcpStream::from_std(stream)?, socket))
+    }
+
+    pub(crate) fn shut_down(&self) {
+        // It fails where the other side has closed already.
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}
+
+async fn handshake(uri: AMQPUri, stream: Box<dyn Duplex>) -> Result<Connection, lapin::Error> {
+    let runtime = Runtime::new(RuntimeParts::new(Tokio::current(), Dialled));
+    let stream = Mutex::new(Some(stream));
+    let connect = async move |_uri, _runtime| {
+        // This runs on the connection's own thread, on which lapin logs returned messages as a whole: it gets no logger.
+        std::mem::forget(tracing::dispatcher::set_default(&tracing::Dispatch::none()));
+        let stream = stream.lock().ok().and_then(|mut stream| stream.take());
+        let stream = stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
+        Ok(AsyncTcpStream::Plain(stream.compat()))
+    };
+    Connection::connector(uri, runtime, connect, ConnectionProperties::default()).await
+}
+
+/// A socket with or without TLS.
+trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
+
+/// Tells lapin which streams it is given; itself it opens none.
+#[derive(Clone, Debug)]
+struct Dialled;
+
+impl Reactor for Dialled {
+    type TcpStream = Compat<Box<dyn Duplex>>;
+    type Sleep = Sleep;
+
+    fn register<H: Read + Write + Send + 'static>(
+        &self,
+        _socket: H,
+    ) -> io::Result<impl FuturesRead + FuturesWrite + Send + Unpin + 'static> {
+        Err::<DummyIO, _>(io::ErrorKind::Unsupported.into())
+    }
+
+    fn sleep(&self, duration: Duration) -> Sleep {
+        sleep(duration)
+    }
+
+    fn interval(&self, _duration: Duration) -> impl Stream<Item = Instant> + Send + 'static {
+        DummyStream(PhantomData)
+    }
+
+    fn tcp_connect_addr(
+        &self,
+        _address: SocketAddr,
+    ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
+        future::ready(Err(io::ErrorKind::Unsupported.into()))
+    }
+}

@@ -1,0 +1,336 @@
+//! The channels of one exchange: tasks that publish, and own the confirms.
+
+use crate::{
+    connection::{Connected, IDLE},
+    outcome::{Failure, Verdict, broken, is_about_one_message, judge},
+    window::{Clock, Confirm, Window},
+};
+use callback_core::{ErrorKind, Message, MessageId, Phase, Receipt, SinkError};
+use flume::{Receiver, Sender};
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use lapin::{
+    BasicProperties, Channel, Confirmation, PublisherConfirm, message::BasicReturnMessage,
+    options::BasicPublishOptions, types::ShortString,
+};
+use std::{
+    collections::{HashMap, VecDeque},
+    future::poll_fn,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, oneshot},
+    time::{sleep, timeout},
+};
+
+/// How many channels an exchange has at the most. A further one is opened while more wait than one takes.
+const CHANNELS: usize = 4;
+
+/// How many messages of one channel are published and not judged, at the most.
+const WINDOW: usize = 256;
+
+/// How many wait before a further channel is opened.
+const BACKLOG: usize = 32;
+
+/// After a message closed its channel, so many go one at a time, so that the culprit is found and pays alone.
+const ONE_AT_A_TIME: usize = WINDOW;
+
+/// How long confirms may take to say that their channel is lost.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// How many exchanges a connection has channels for, at the most.
+const LANES: usize = 256;
+
+/// A message on its way to the broker. Whoever waits for the answer may be gone; the permits are held on.
+pub(crate) struct Job {
+    pub(crate) message: Message,
+    pub(crate) routing_key: String,
+    pub(crate) properties: BasicProperties,
+    pub(crate) answer: oneshot::Sender<Result<Receipt, SinkError>>,
+    pub(crate) _permits: [OwnedSemaphorePermit; 2],
+}
+
+impl Job {
+    fn fail(self, failure: Failure) {
+        // Nobody listens where the deadline has passed.
+        let _ = self.answer.send(Err(failure.into()));
+    }
+}
+
+/// The exchanges of a connection that have channels.
+#[derive(Default)]
+pub(crate) struct Lanes(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    lanes: HashMap<Arc<str>, Lane>,
+    is_closed: bool,
+}
+
+struct Lane {
+    jobs: Sender<Job>,
+    waiting: Receiver<Job>,
+    publishers: usize,
+}
+
+impl Lanes {
+    /// Queues a message for its exchange; back, where no more are taken.
+    pub(crate) fn publish(&self, connected: &Arc<Connected>, exchange: &Arc<str>, job: Job) -> Result<(), Job> {
+        let mut state = self.lock();
+        if state.is_closed {
+            return Err(job);
+        }
+        if !state.lanes.contains_key(exchange) {
+            if state.lanes.len() >= LANES {
+                job.fail(Failure::new(ErrorKind::Throttled, Phase::Connect, "too many exchanges are in use"));
+                return Ok(());
+            }
+            let (jobs, waiting) = flume::unbounded();
+            state.lanes.insert(Arc::clone(exchange), Lane { jobs, waiting, publishers: 0 });
+        }
+        let Some(lane) = state.lanes.get_mut(exchange) else { return Err(job) };
+        if lane.publishers == 0 || (lane.publishers < CHANNELS && lane.waiting.len() >= BACKLOG) {
+            lane.publishers += 1;
+            let publisher = Publisher {
+                connected: Arc::clone(connected),
+                exchange: Arc::clone(exchange),
+                waiting: lane.waiting.clone(),
+                parked: VecDeque::new(),
+                careful: 0,
+            };
+            tokio::spawn(publisher.run());
+        }
+        // The lane holds a receiver: sending cannot fail.
+        let _ = lane.jobs.send(job);
+        Ok(())
+    }
+
+    /// Closes if no exchange has a channel; whether that is so.
+    pub(crate) fn retire(&self) -> bool {
+        let mut state = self.lock();
+        state.is_closed |= state.lanes.is_empty();
+        state.is_closed
+    }
+
+    /// Takes nothing any more; what waits is published yet.
+    pub(crate) fn close(&self) {
+        self.lock().is_closed = true;
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().is_closed
+    }
+
+    /// A publisher has nothing to do; whether it may go.
+    fn leave(&self, exchange: &str, is_forced: bool) -> bool {
+        let mut state = self.lock();
+        let Some(lane) = state.lanes.get_mut(exchange) else { return true };
+        if !is_forced && !lane.waiting.is_empty() {
+            return false;
+        }
+        lane.publishers -= 1;
+        if lane.publishers == 0 {
+            // What came in since is answered here: nobody else would.
+            let left: Vec<Job> = lane.waiting.drain().collect();
+            state.lanes.remove(exchange);
+            drop(state);
+            left.into_iter().for_each(|job| job.fail(Failure::lost()));
+        }
+        true
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The one task that uses a channel: lapin numbers publishes in the order in which it is called.
+struct Publisher {
+    connected: Arc<Connected>,
+    exchange: Arc<str>,
+    waiting: Receiver<Job>,
+    /// What must wait until another message of its id is judged.
+    parked: VecDeque<Job>,
+    /// How many still go one at a time.
+    careful: usize,
+}
+
+/// Whoever wakes it goes to the end of one queue, so settled confirms are seen in the order in which they settled.
+type Confirms<'a> = FuturesUnordered<Pin<Box<dyn Future<Output = Settled> + Send + 'a>>>;
+
+struct Settled {
+    id: MessageId,
+    confirm: Result<Confirm, lapin::Error>,
+}
+
+impl Publisher {
+    async fn run(mut self) {
+        loop {
+            match timeout(IDLE, self.waiting.recv_async()).await {
+                Ok(Ok(job)) => self.serve(job).await,
+                Ok(Err(_)) => break,
+                Err(_elapsed) if self.connected.lanes().leave(&self.exchange, false) => return,
+                Err(_elapsed) => {}
+            }
+            if !self.connected.is_alive() && self.waiting.is_empty() {
+                break;
+            }
+        }
+        self.connected.lanes().leave(&self.exchange, true);
+    }
+
+    /// Opens a channel for a message, and publishes on it until it is lost or idle.
+    async fn serve(&mut self, job: Job) {
+        if job.answer.is_closed() {
+            return;
+        }
+        self.parked.push_front(job);
+        match self.connected.open(&self.exchange).await {
+            Ok(channel) => self.publish_on(&channel).await,
+            Err(error) => {
+                let failure = broken(&error, Phase::Connect, true);
+                for job in self.parked.drain(..).chain(self.waiting.drain()) {
+                    job.fail(failure.clone());
+                }
+            }
+        }
+    }
+
+    async fn publish_on(&mut self, channel: &Channel) {
+        let mut window = Window::new();
+        let mut confirms = Confirms::new();
+        let mut lost: Option<lapin::Error> = None;
+        while lost.is_none() {
+            while let Some(job) = self.next_job(&window) {
+                self.publish(channel, job, &mut window, &mut confirms);
+            }
+            let has_room = window.len() < self.limit() && self.parked.is_empty();
+            tokio::select! {
+                biased;
+                Some(settled) = confirms.next(), if !confirms.is_empty() => self.settle(settled, &mut window, &mut lost),
+                job = self.waiting.recv_async(), if has_room => match job {
+                    Ok(job) => self.publish(channel, job, &mut window, &mut confirms),
+                    Err(_) => return,
+                },
+                () = sleep(IDLE), if confirms.is_empty() && has_room => break,
+            }
+        }
+        let Some(error) = lost.clone() else {
+            let _ = channel.close(200, "OK".into()).await;
+            return;
+        };
+        // What the broker had confirmed before is told still.
+        let rest = async {
+            while let Some(settled) = confirms.next().await {
+                self.settle(settled, &mut window, &mut lost);
+            }
+        };
+        let _ = timeout(LAST_WORDS, rest).await;
+        let failure = broken(&error, Phase::Answer, false);
+        window.into_tickets().for_each(|job| job.fail(failure.clone()));
+    }
+
+    /// The next message that may be published now.
+    fn next_job(&mut self, window: &Window<Job>) -> Option<Job> {
+        if window.len() >= self.limit() {
+            return None;
+        }
+        if let Some(at) = self.parked.iter().position(|job| !window.contains(job.message.id())) {
+            return self.parked.remove(at);
+        }
+        self.waiting.try_recv().ok()
+    }
+
+    const fn limit(&self) -> usize {
+        if self.careful == 0 { WINDOW } else { 1 }
+    }
+
+    fn publish(&mut self, channel: &Channel, mut job: Job, window: &mut Window<Job>, confirms: &mut Confirms<'_>) {
+        if job.answer.is_closed() {
+            return;
+        }
+        if window.contains(job.message.id()) {
+            // Two of one id are not told apart when one comes back.
+            self.parked.push_back(job);
+            return;
+        }
+        if self.connected.is_blocked() {
+            job.fail(blocked());
+            return;
+        }
+        let (exchange, routing_key) = (ShortString::from(&*self.exchange), std::mem::take(&mut job.routing_key));
+        let (properties, message) = (std::mem::take(&mut job.properties), job.message.clone());
+        let id = message.id().clone();
+        let (channel, clock) = (channel.clone(), window.clock());
+        window.publish(id.clone(), job);
+        confirms.push(Box::pin(async move {
+            let options = BasicPublishOptions { mandatory: true, immediate: false };
+            let body = message.body();
+            let sent = channel.basic_publish(exchange, routing_key.into(), options, body, properties).await;
+            let confirm = match sent {
+                Ok(confirm) => settled(confirm, &clock).await,
+                Err(error) => Err(error),
+            };
+            Settled { id: message.id().clone(), confirm }
+        }));
+    }
+
+    fn settle(&mut self, settled: Settled, window: &mut Window<Job>, lost: &mut Option<lapin::Error>) {
+        let Settled { id, confirm } = settled;
+        match confirm {
+            Ok(confirm) => {
+                let careful = &mut self.careful;
+                let is_known = window.settle(&id, confirm, &mut |job, verdict: Verdict| {
+                    *careful = careful.saturating_sub(1);
+                    let _ = job.answer.send(judge(verdict));
+                });
+                if !is_known {
+                    tracing::error!("the broker returned a message that was judged as delivered, or is none of ours");
+                }
+            }
+            Err(error) => {
+                // Those that failed with the first were underway beside it.
+                let alone = lost.is_none() && window.pending() == 1;
+                let job = window.fail(&id);
+                let failure = broken(&error, Phase::Answer, alone);
+                if is_about_one_message(broken(&error, Phase::Answer, true).kind) {
+                    self.careful = ONE_AT_A_TIME;
+                }
+                lost.get_or_insert(error);
+                if let Some(job) = job {
+                    job.fail(failure);
+                }
+            }
+        }
+    }
+}
+
+/// The broker takes nothing at the moment.
+pub(crate) fn blocked() -> Failure {
+    Failure::new(ErrorKind::Throttled, Phase::Write, "the broker is short of memory or disk")
+}
+
+async fn settled(mut confirm: PublisherConfirm, clock: &Clock) -> Result<Confirm, lapin::Error> {
+    let mut waited_since = None;
+    let confirmation = poll_fn(|context| {
+        let confirmation = Pin::new(&mut confirm).poll(context);
+        if confirmation.is_pending() {
+            waited_since.get_or_insert_with(|| clock.now());
+        }
+        confirmation
+    })
+    .await?;
+    let (is_ack, returned) = match confirmation {
+        Confirmation::Ack(returned) => (true, returned),
+        Confirmation::Nack(returned) => (false, returned),
+        // The channel has no confirms: nothing is known.
+        Confirmation::NotRequested => (false, None),
+    };
+    Ok(Confirm { is_ack, carried: returned.as_ref().and_then(carried), waited_since })
+}
+
+fn carried(returned: &BasicReturnMessage) -> Option<(MessageId, u16)> {
+    let id = returned.properties.message_id().as_ref()?.as_str().parse().ok()?;
+    Some((id, returned.reply_code))
+}

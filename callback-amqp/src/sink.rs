@@ -1,0 +1,270 @@
+//! Delivers to RabbitMQ.
+
+use crate::{
+    address::Address,
+    config::{AmqpSinkBuilder, matches},
+    connection::Link,
+    dial::{Endpoint, Identity},
+    lane::{Job, blocked},
+    outcome::broken,
+    wire,
+};
+use async_trait::async_trait;
+use callback_core::{Attempt, Dsn, DsnError, ErrorKind, Message, Phase, Policy, Receipt, Sink, SinkError};
+use rustls::ClientConfig;
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    sync::{AcquireError, OwnedSemaphorePermit, Semaphore, oneshot},
+    time::{timeout, timeout_at},
+};
+use tokio_util::task::TaskTracker;
+
+/// Delivers messages to RabbitMQ, over `amqp` and `amqps`.
+///
+/// Delivered is what the broker has confirmed and not returned, judged by its `message_id`. There is one connection a
+/// cluster and vhost, made when it is first needed and again when it was lost, and closed after a minute without work;
+/// concurrent deliveries are pipelined on it.
+///
+/// At most 4,096 messages a connection, and 256 MiB of bodies in all, are in flight; a further delivery waits, until its
+/// deadline at the longest.
+///
+/// ```
+/// use callback_amqp::{AmqpCluster, AmqpSink};
+///
+/// let broker = AmqpCluster::new("amqp://shop:secret@10.0.0.7/".parse()?).queue("results").declare_queues();
+/// let sink = AmqpSink::builder().default_cluster(broker).build()?;
+/// # Ok::<_, Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct AmqpSink(Arc<Inner>);
+
+struct Inner {
+    clusters: HashMap<String, Cluster>,
+    unregistered: Option<(Policy, Arc<ClientConfig>)>,
+    links: Mutex<HashMap<Place, Arc<Link>>>,
+    /// One a KiB.
+    bytes: Arc<Semaphore>,
+    in_flight: TaskTracker,
+}
+
+/// A registered cluster, and what of it a Dsn may name.
+pub(crate) struct Cluster {
+    pub(crate) endpoint: Arc<Endpoint>,
+    pub(crate) vhost: String,
+    pub(crate) vhosts: Vec<String>,
+    pub(crate) exchanges: Vec<String>,
+    pub(crate) queues: Vec<String>,
+    pub(crate) declare_queues: bool,
+}
+
+/// Which connection: a broker and a vhost.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Place {
+    Registered { name: String, vhost: String },
+    Unregistered { identity: Identity, vhost: String },
+}
+
+/// How much of all bodies together is in flight, in KiB.
+const KIBIBYTES: u32 = 256 << 10;
+
+/// To how many brokers that clients name there are connections at once.
+const UNREGISTERED: usize = 64;
+
+/// How long the confirms of deliveries that nobody waits for may take at the end.
+const LAST_CONFIRMS: Duration = Duration::from_secs(5);
+
+/// Whose cluster a Dsn names.
+enum Broker<'a> {
+    Registered(&'a str, &'a Cluster),
+    Unregistered(&'a Policy, &'a Arc<ClientConfig>),
+}
+
+impl AmqpSink {
+    /// Begins a sink: of one cluster at least, or of a policy for brokers that clients name.
+    pub fn builder() -> AmqpSinkBuilder {
+        AmqpSinkBuilder::default()
+    }
+
+    pub(crate) fn with(clusters: HashMap<String, Cluster>, unregistered: Option<(Policy, Arc<ClientConfig>)>) -> Self {
+        Self(Arc::new(Inner {
+            clusters,
+            unregistered,
+            links: Mutex::default(),
+            bytes: Arc::new(Semaphore::new(KIBIBYTES as usize)),
+            in_flight: TaskTracker::new(),
+        }))
+    }
+
+    /// Finds the broker that a Dsn names, and judges what it says of it.
+    fn judge(&self, dsn: &Dsn) -> Result<(Broker<'_>, Address), DsnError> {
+        if !self.schemes().contains(&dsn.scheme()) {
+            return Err(DsnError::invalid("the scheme must be amqp or amqps"));
+        }
+        let address = Address::of(dsn)?;
+        let broker = match (self.0.clusters.get_key_value(dsn.authority()), &self.0.unregistered) {
+            (Some((name, cluster)), _) => {
+                cluster.judge(dsn, &address)?;
+                Broker::Registered(name, cluster)
+            }
+            (None, Some((policy, tls))) if !dsn.hosts().is_empty() => {
+                policy.judge(dsn)?;
+                Endpoint::unregistered(dsn, policy, tls)?;
+                Broker::Unregistered(policy, tls)
+            }
+            (None, _) if dsn.authority().is_empty() => return Err(DsnError::forbidden("there is no default cluster")),
+            (None, _) => return Err(DsnError::forbidden("no cluster of this name is registered")),
+        };
+        Ok((broker, address))
+    }
+
+    fn link(&self, dsn: &Dsn, broker: &Broker<'_>, address: &Address) -> Result<Arc<Link>, SinkError> {
+        let (place, endpoint) = match broker {
+            Broker::Registered(name, cluster) => {
+                let vhost = address.vhost.clone().unwrap_or_else(|| cluster.vhost.clone());
+                (Place::Registered { name: (*name).to_owned(), vhost }, Arc::clone(&cluster.endpoint))
+            }
+            Broker::Unregistered(policy, tls) => {
+                let endpoint = Endpoint::unregistered(dsn, policy, tls)?;
+                let vhost = address.vhost.clone().unwrap_or_else(|| "/".to_owned());
+                (Place::Unregistered { identity: endpoint.identity(), vhost }, Arc::new(endpoint))
+            }
+        };
+        let mut links = self.0.links.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(link) = links.get(&place) {
+            return Ok(Arc::clone(link));
+        }
+        let is_of_a_client = |place: &Place| matches!(place, Place::Unregistered { .. });
+        if is_of_a_client(&place) && links.keys().filter(|place| is_of_a_client(place)).count() >= UNREGISTERED {
+            links.retain(|place, link| !is_of_a_client(place) || Arc::strong_count(link) > 1 || !link.is_idle());
+            if links.keys().filter(|place| is_of_a_client(place)).count() >= UNREGISTERED {
+                return Err(SinkError::throttled("too many brokers are in use").with_phase(Phase::Connect));
+            }
+        }
+        let vhost = match &place {
+            Place::Registered { vhost, .. } | Place::Unregistered { vhost, .. } => vhost.clone(),
+        };
+        Ok(Arc::clone(links.entry(place).or_insert_with(|| Arc::new(Link::new(endpoint, vhost)))))
+    }
+
+    async fn publish(
+        &self,
+        dsn: &Dsn,
+        message: &Message,
+        attempt: &Attempt,
+        phase: &mut Phase,
+    ) -> Result<Receipt, SinkError> {
+        let (broker, address) = self.judge(dsn)?;
+        let link = self.link(dsn, &broker, &address)?;
+        let mut connected = link.connected().await?;
+        if connected.is_blocked() {
+            return Err(blocked().into());
+        }
+        let properties = wire::properties(&address, message, attempt, connected.frame_max())?;
+        let kibibytes = u32::try_from(message.body().len() / 1024 + 1).unwrap_or(KIBIBYTES).min(KIBIBYTES);
+        let closed = |_: AcquireError| SinkError::unavailable("the sink is closed");
+        let permits: [OwnedSemaphorePermit; 2] = [
+            link.slot().await.map_err(closed)?,
+            Arc::clone(&self.0.bytes).acquire_many_owned(kibibytes).await.map_err(closed)?,
+        ];
+        let declares = matches!(broker, Broker::Registered(_, cluster) if cluster.declare_queues);
+        let queue = address.queue().filter(|_| declares).map(str::to_owned);
+        let (answer, answered) = oneshot::channel();
+        let (exchange, routing_key) = (address.exchange, address.routing_key);
+        let mut job = Job { message: message.clone(), routing_key, properties, answer, _permits: permits };
+        loop {
+            if let Some(queue) = &queue {
+                connected.declare(queue).await.map_err(|error| broken(&error, Phase::Connect, true))?;
+            }
+            match connected.publish(&exchange, job) {
+                Ok(()) => break,
+                Err(back) => job = back,
+            }
+            connected = link.connected().await?;
+        }
+        *phase = Phase::Answer;
+        // A publisher answers each job that it is given, whatever becomes of it.
+        let result = answered.await.unwrap_or_else(|_| Err(SinkError::unavailable("the sink is closed")));
+        if let (Some(queue), Err(error)) = (&queue, &result)
+            && error.kind() == ErrorKind::Unroutable
+        {
+            connected.forget(queue).await;
+        }
+        result
+    }
+}
+
+#[async_trait]
+impl Sink for AmqpSink {
+    fn schemes(&self) -> &[&str] {
+        &["amqp", "amqps"]
+    }
+
+    fn check(&self, dsn: &Dsn) -> Result<(), DsnError> {
+        self.judge(dsn).map(|_| ())
+    }
+
+    async fn deliver(&self, dsn: &Dsn, message: &Message, attempt: &Attempt) -> Result<Receipt, SinkError> {
+        let _in_flight = self.0.in_flight.token();
+        if self.0.in_flight.is_closed() {
+            return Err(SinkError::unavailable("the sink is closed"));
+        }
+        let mut phase = Phase::Connect;
+        match timeout_at(attempt.deadline().into(), self.publish(dsn, message, attempt, &mut phase)).await {
+            Ok(result) => result,
+            Err(_elapsed) => Err(SinkError::timed_out("no confirm in time").with_phase(phase)),
+        }
+    }
+
+    async fn close(&self) -> Result<(), SinkError> {
+        self.0.in_flight.close();
+        // Each delivery ends by its own deadline.
+        self.0.in_flight.wait().await;
+        // What nobody waits for holds its part of these until the broker has confirmed it.
+        let all = timeout(LAST_CONFIRMS, self.0.bytes.acquire_many(KIBIBYTES)).await;
+        let links: Vec<Arc<Link>> =
+            self.0.links.lock().unwrap_or_else(PoisonError::into_inner).drain().map(|(_, link)| link).collect();
+        futures_util::future::join_all(links.iter().map(|link| link.close())).await;
+        match all {
+            Ok(_) => Ok(()),
+            Err(_elapsed) => Err(SinkError::unavailable("messages were left unconfirmed")),
+        }
+    }
+}
+
+impl Cluster {
+    fn judge(&self, dsn: &Dsn, address: &Address) -> Result<(), DsnError> {
+        let open = |patterns: &[String], name: &str| patterns.iter().any(|pattern| matches(pattern, name));
+        if dsn.username().is_some() {
+            return Err(DsnError::invalid("a registered cluster takes neither user nor password"));
+        }
+        if dsn.scheme() == "amqps" && !self.endpoint.is_tls() {
+            return Err(DsnError::forbidden("this cluster is registered without TLS: `amqp`"));
+        }
+        if let Some(vhost) = &address.vhost
+            && *vhost != self.vhost
+            && !open(&self.vhosts, vhost)
+        {
+            return Err(DsnError::forbidden("the vhost is not open"));
+        }
+        match address.queue() {
+            Some(queue) if !open(&self.queues, queue) => Err(DsnError::forbidden("the queue is not open")),
+            None if !open(&self.exchanges, &address.exchange) => Err(DsnError::forbidden("the exchange is not open")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Prints the names of the clusters.
+impl fmt::Debug for AmqpSink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AmqpSink")
+            .field("clusters", &self.0.clusters.keys())
+            .field("unregistered", &self.0.unregistered.as_ref().map(|(policy, _)| policy))
+            .finish_non_exhaustive()
+    }
+}
