@@ -24,7 +24,7 @@ use tokio::{
 };
 
 /// How long anything may take that a test waits for.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A broker, and how to reach it from beside the sink.
 pub(crate) struct Broker {
@@ -132,7 +132,8 @@ impl Broker {
 
     /// A connection beside the sink's.
     pub(crate) async fn side(&self, vhost: &str) -> Side {
-        let url = format!("{}{vhost}", self.url);
+        // Without a path, lapin asks for a vhost without a name.
+        let url = format!("{}{}", self.url, if vhost.is_empty() { "%2F" } else { vhost });
         let deadline = Instant::now() + PATIENCE;
         let connection = loop {
             match Connection::connect(&url, ConnectionProperties::default()).await {
