@@ -2,6 +2,7 @@
 #![expect(clippy::print_stdout, reason = "a program for people")]
 #![expect(clippy::print_stderr, reason = "a program for people")]
 
+mod brokers;
 mod demo;
 mod serve;
 

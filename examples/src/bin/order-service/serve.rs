@@ -1,6 +1,7 @@
 //! The service, for any client and receiver.
 
-use callback_core::{BoxError, Dsn, Keys, Policy, Rule, Signer, Sink};
+use crate::brokers;
+use callback_core::{BoxError, Dsn, Keys, Policy, Rule, Signer};
 use callback_examples::{OrderService, Settings, Store};
 use callback_http::HttpSink;
 use std::{io::Write, net::SocketAddr, sync::Arc, time::Duration};
@@ -23,6 +24,9 @@ pub(crate) struct Arguments {
     /// Opens addresses or hosts to callbacks, over plain http too: 127.0.0.0/8, *.example.com; default: public, https only
     #[arg(long, env = "ORDER_SERVICE_ALLOW", value_delimiter = ',', num_args = 1.., value_name = "RULE")]
     allow: Vec<Rule>,
+
+    #[command(flatten)]
+    brokers: brokers::Arguments,
 
     /// Where results go of those who ask for "$rpc.callback": true, as a DSN
     #[arg(long, env = "ORDER_SERVICE_TOPIC", value_name = "DSN")]
@@ -52,7 +56,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), BoxError> {
         work: Duration::from_millis(arguments.work),
         topic: arguments.topic,
     };
-    let sinks: Vec<Arc<dyn Sink>> = vec![Arc::new(HttpSink::builder().policy(policy).build()?)];
+    let mut sinks = brokers::sinks(arguments.brokers)?;
+    sinks.push(Arc::new(HttpSink::builder().policy(policy).build()?));
     // Before the service says that it is there: a signal must find somebody.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let service = OrderService::start(settings, sinks).await?;
