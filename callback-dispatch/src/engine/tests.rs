@@ -112,7 +112,8 @@ async fn what_panics_is_given_back_and_goes_on_a_minute_later() {
     let worker = dispatcher.worker("a", Interrupted::RunAgain).run(handler).expect("registered");
     let id = worker.accept(Work::new("work")).await.expect("accepted").id();
     let begun = Instant::now();
-    let task = dispatcher.wait(id).await.expect("readable").expect("known");
+    let ended = timeout(Duration::from_secs(600), dispatcher.wait(id)).await.expect("it ends");
+    let task = ended.expect("readable").expect("known");
     assert_eq!((task.state(), next.load(Ordering::SeqCst)), (TaskState::Completed, false));
     assert!(begun.elapsed() >= Duration::from_secs(60), "{:?}", begun.elapsed());
     assert_eq!(dispatcher.engine().in_hand(), 0, "nothing is forgotten in memory");
