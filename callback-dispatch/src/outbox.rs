@@ -290,7 +290,7 @@ pub(crate) enum Written {
     /// There is no such row.
     Unknown,
     /// It cannot be said yet: a transaction whose connection was lost may be open still.
-    #[cfg(feature = "postgres")]
+    #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "a server's transactions outlive a connection"))]
     NotYet,
     /// These rows are in the caller's hands, oldest first.
     Claimed(Vec<Row>),

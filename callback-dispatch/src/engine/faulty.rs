@@ -1,11 +1,13 @@
 //! An outbox for tests, with faults.
 
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+use crate::{AcceptError, outbox::Written};
 use crate::{
-    AcceptError, MemoryOutbox, Outbox, OutboxError,
+    MemoryOutbox, Outbox, OutboxError,
     clock::Micros,
     dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
     lane::OpenBreaker,
-    outbox::{Done, Erase, Erased, Lease, NotQueued, Store, Write, Written},
+    outbox::{Done, Erase, Erased, Lease, NotQueued, Store, Write},
     row::Row,
 };
 use async_trait::async_trait;

@@ -66,7 +66,6 @@ impl Engine {
         let mut wait = FIRST_WAIT;
         loop {
             match self.write_until_stored(settles.clone()).await? {
-                #[cfg(feature = "postgres")]
                 Written::NotYet => {}
                 written => return Some(written),
             }
