@@ -44,6 +44,8 @@ const UNKNOWN_TOPICS: usize = 256;
 #[derive(Debug)]
 pub(crate) struct Producer {
     cluster: Arc<KafkaCluster>,
+    /// A larger record travels alone.
+    batch_size: usize,
     running: Arc<Current>,
     /// Held by whoever starts or retires a producer: the next one starts when the last one has been purged.
     changing: Arc<Mutex<()>>,
@@ -56,6 +58,7 @@ impl Producer {
     pub(crate) fn new(cluster: KafkaCluster) -> Self {
         let in_flight = cluster.most_in_flight();
         Self {
+            batch_size: cluster.batch_size(),
             cluster: Arc::new(cluster),
             running: Arc::default(),
             changing: Arc::default(),
@@ -84,7 +87,7 @@ impl Producer {
         let permit = self.permit(attempt.deadline()).await?;
         let running = self.running().await?;
         let (headers, size) = wire::headers(message, attempt);
-        let alone = wire::record_size(key, message, size) > self.cluster.batch_size();
+        let alone = wire::record_size(key, message, size) > self.batch_size;
         let body: &[u8] = message.body();
         let record = FutureRecord { partition: target.partition, ..FutureRecord::to(&target.topic) };
         let record = FutureRecord { key, payload: Some(body), headers: Some(headers), ..record };
