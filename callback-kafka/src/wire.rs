@@ -9,12 +9,11 @@ const OVERHEAD: usize = 70;
 
 /// All headers of the record, and how many bytes they have. Values are UTF-8 as they are (Kafka Protocol Binding 1.0.2 §3.2.3).
 pub(crate) fn headers(message: &Message, attempt: &Attempt) -> (OwnedHeaders, usize) {
-    let mut headers = OwnedHeaders::new_with_capacity(24);
-    let mut size = 0;
+    let (mut headers, mut size) = (Some(OwnedHeaders::new_with_capacity(24)), 0);
     let mut set = |key: &str, value: &str| {
         // Both lengths are varints.
         size += key.len() + value.len() + 4;
-        headers = std::mem::take(&mut headers).insert(Header { key, value: Some(value) });
+        headers = headers.take().map(|headers| headers.insert(Header { key, value: Some(value) }));
     };
     set("content-type", message.content_type());
     for (name, value) in attempt.headers(message) {
@@ -28,7 +27,7 @@ pub(crate) fn headers(message: &Message, attempt: &Attempt) -> (OwnedHeaders, us
     for (name, value) in message.headers() {
         set(name, value);
     }
-    (headers, size)
+    (headers.unwrap_or_default(), size)
 }
 
 /// The header of a CloudEvents attribute (Kafka Protocol Binding 1.0.2 §3.2.3.1).
