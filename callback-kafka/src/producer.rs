@@ -52,6 +52,7 @@ pub(crate) struct Producer {
     permits: Arc<Semaphore>,
     unsettled: Arc<Unsettled>,
     trouble: Arc<AtomicU8>,
+    unknown_topics: usize,
 }
 
 impl Producer {
@@ -65,6 +66,7 @@ impl Producer {
             permits: Arc::new(Semaphore::new(in_flight)),
             unsettled: Arc::new(Unsettled::new(in_flight)),
             trouble: Arc::default(),
+            unknown_topics: UNKNOWN_TOPICS,
         }
     }
 
@@ -116,7 +118,8 @@ impl Producer {
                 let error = outcome::judge(code, alone, self.trouble());
                 if fatal.is_some() {
                     self.replace(&running, Purge::Now).await;
-                } else if error.kind() == ErrorKind::Unroutable && running.has_met(&target.topic) >= UNKNOWN_TOPICS {
+                } else if error.kind() == ErrorKind::Unroutable && running.has_met(&target.topic) >= self.unknown_topics
+                {
                     self.replace(&running, Purge::Never).await;
                 }
                 Err(error)
@@ -364,7 +367,7 @@ mod tests {
     async fn whoever_names_topics_that_do_not_exist_does_not_fill_the_memory() {
         let mock = MockCluster::new(1).expect("a mock");
         let cluster = KafkaCluster::new(mock.bootstrap_servers()).setting("topic.metadata.propagation.max.ms", "0");
-        let producer = Producer::new(cluster);
+        let producer = Producer { unknown_topics: 8, ..Producer::new(cluster) };
         let message = Message::builder("a").build().expect("valid");
         let attempt = Attempt::new(1, SystemTime::now(), Instant::now() + Duration::from_secs(60));
         let target = |topic: String| Target { cluster: 0, topic, key: None, partition: None };
@@ -372,12 +375,12 @@ mod tests {
         producer.send(&target("known".to_owned()), &message, &attempt).await.expect("delivered");
         let first = producer.running.get().expect("it is running");
 
-        let missing: Vec<_> = (0..UNKNOWN_TOPICS).map(|number| target(format!("missing-{number}"))).collect();
+        let missing: Vec<_> = (0..8).map(|number| target(format!("missing-{number}"))).collect();
         for target in &missing {
             let error = RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
             mock.topic_error(&target.topic, error).expect("the mock takes it");
         }
-        let (all_but_one, last) = missing.split_at(UNKNOWN_TOPICS - 1);
+        let (all_but_one, last) = missing.split_at(7);
         for result in join_all(all_but_one.iter().map(|target| producer.send(target, &message, &attempt))).await {
             assert_eq!(result.expect_err("there is no such topic").kind(), ErrorKind::Unroutable);
         }
