@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     fn address(dsn: &str) -> Result<Address, String> {
-        Address::of(&dsn.parse().expect(dsn)).map_err(|error| error.to_string())
+        dsn.parse().and_then(|dsn| Address::of(&dsn)).map_err(|error| error.to_string())
     }
 
     #[track_caller]

@@ -223,7 +223,7 @@ impl Connected {
     }
 
     /// Hands a message to the channels of its exchange; back, where the connection takes none any more.
-    pub(crate) fn publish(self: &Arc<Self>, exchange: &Arc<str>, job: Job) -> Result<(), Job> {
+    pub(crate) fn publish(self: &Arc<Self>, exchange: &Arc<str>, job: Box<Job>) -> Result<(), Box<Job>> {
         if self.is_alive() { self.lanes.publish(self, exchange, job) } else { Err(job) }
     }
 
@@ -256,7 +256,7 @@ impl Connected {
         if let Err(error) = self.declare_queue(queue, true).await {
             match error.kind() {
                 LapinErrorKind::ProtocolError(error) if error.get_id() == 404 => {
-                    self.declare_queue(queue, false).await?
+                    self.declare_queue(queue, false).await?;
                 }
                 _ => return Err(error),
             }

@@ -69,14 +69,19 @@ struct State {
 }
 
 struct Lane {
-    jobs: Sender<Job>,
-    waiting: Receiver<Job>,
+    jobs: Sender<Box<Job>>,
+    waiting: Receiver<Box<Job>>,
     publishers: usize,
 }
 
 impl Lanes {
     /// Queues a message for its exchange; back, where no more are taken.
-    pub(crate) fn publish(&self, connected: &Arc<Connected>, exchange: &Arc<str>, job: Job) -> Result<(), Job> {
+    pub(crate) fn publish(
+        &self,
+        connected: &Arc<Connected>,
+        exchange: &Arc<str>,
+        job: Box<Job>,
+    ) -> Result<(), Box<Job>> {
         let mut state = self.lock();
         if state.is_closed {
             return Err(job);
@@ -132,7 +137,7 @@ impl Lanes {
         lane.publishers -= 1;
         if lane.publishers == 0 {
             // What came in since is answered here: nobody else would.
-            let left: Vec<Job> = lane.waiting.drain().collect();
+            let left: Vec<Box<Job>> = lane.waiting.drain().collect();
             state.lanes.remove(exchange);
             drop(state);
             left.into_iter().for_each(|job| job.fail(Failure::lost()));
@@ -149,9 +154,9 @@ impl Lanes {
 struct Publisher {
     connected: Arc<Connected>,
     exchange: Arc<str>,
-    waiting: Receiver<Job>,
+    waiting: Receiver<Box<Job>>,
     /// What must wait until another message of its id is judged.
-    parked: VecDeque<Job>,
+    parked: VecDeque<Box<Job>>,
     /// How many still go one at a time.
     careful: usize,
 }
@@ -181,7 +186,7 @@ impl Publisher {
     }
 
     /// Opens a channel for a message, and publishes on it until it is lost or idle.
-    async fn serve(&mut self, job: Job) {
+    async fn serve(&mut self, job: Box<Job>) {
         if job.answer.is_closed() {
             return;
         }
@@ -203,14 +208,14 @@ impl Publisher {
         let mut lost: Option<lapin::Error> = None;
         while lost.is_none() {
             while let Some(job) = self.next_job(&window) {
-                self.publish(channel, job, &mut window, &mut confirms);
+                self.publish(channel, job, &mut window, &confirms);
             }
             let has_room = window.len() < self.limit() && self.parked.is_empty();
             tokio::select! {
                 biased;
                 Some(settled) = confirms.next(), if !confirms.is_empty() => self.settle(settled, &mut window, &mut lost),
                 job = self.waiting.recv_async(), if has_room => match job {
-                    Ok(job) => self.publish(channel, job, &mut window, &mut confirms),
+                    Ok(job) => self.publish(channel, job, &mut window, &confirms),
                     Err(_) => return,
                 },
                 () = sleep(IDLE), if confirms.is_empty() && has_room => break,
@@ -232,7 +237,7 @@ impl Publisher {
     }
 
     /// The next message that may be published now.
-    fn next_job(&mut self, window: &Window<Job>) -> Option<Job> {
+    fn next_job(&mut self, window: &Window<Box<Job>>) -> Option<Box<Job>> {
         if window.len() >= self.limit() {
             return None;
         }
@@ -246,7 +251,13 @@ impl Publisher {
         if self.careful == 0 { WINDOW } else { 1 }
     }
 
-    fn publish(&mut self, channel: &Channel, mut job: Job, window: &mut Window<Job>, confirms: &mut Confirms<'_>) {
+    fn publish(
+        &mut self,
+        channel: &Channel,
+        mut job: Box<Job>,
+        window: &mut Window<Box<Job>>,
+        confirms: &Confirms<'_>,
+    ) {
         if job.answer.is_closed() {
             return;
         }
@@ -261,9 +272,8 @@ impl Publisher {
         }
         let (exchange, routing_key) = (ShortString::from(&*self.exchange), std::mem::take(&mut job.routing_key));
         let (properties, message) = (std::mem::take(&mut job.properties), job.message.clone());
-        let id = message.id().clone();
         let (channel, clock) = (channel.clone(), window.clock());
-        window.publish(id.clone(), job);
+        window.publish(message.id().clone(), job);
         confirms.push(Box::pin(async move {
             let options = BasicPublishOptions { mandatory: true, immediate: false };
             let body = message.body();
@@ -276,7 +286,7 @@ impl Publisher {
         }));
     }
 
-    fn settle(&mut self, settled: Settled, window: &mut Window<Job>, lost: &mut Option<lapin::Error>) {
+    fn settle(&mut self, settled: Settled, window: &mut Window<Box<Job>>, lost: &mut Option<lapin::Error>) {
         let Settled { id, confirm } = settled;
         match confirm {
             Ok(confirm) => {

@@ -175,7 +175,7 @@ impl AmqpSink {
         let queue = address.queue().filter(|_| declares).map(str::to_owned);
         let (answer, answered) = oneshot::channel();
         let (exchange, routing_key) = (address.exchange, address.routing_key);
-        let mut job = Job { message: message.clone(), routing_key, properties, answer, _permits: permits };
+        let mut job = Box::new(Job { message: message.clone(), routing_key, properties, answer, _permits: permits });
         loop {
             if let Some(queue) = &queue {
                 connected.declare(queue).await.map_err(|error| broken(&error, Phase::Connect, true))?;

@@ -106,7 +106,7 @@ impl<T> Window<T> {
     pub(crate) fn settle(&mut self, id: &MessageId, confirm: Confirm, decide: &mut impl FnMut(T, Verdict)) -> bool {
         self.clock.0.fetch_add(1, Ordering::Relaxed);
         let found_none = confirm.waited_since.filter(|_| confirm.carried.is_none() && !self.is_broken);
-        let is_known = confirm.carried.is_none_or(|(returned, code)| self.is_returned(returned, code, decide));
+        let is_known = confirm.carried.is_none_or(|(returned, code)| self.is_returned(&returned, code, decide));
         self.pending -= 1;
         if let Some(entry) = self.entries.get_mut(id) {
             entry.is_settled = true;
@@ -144,12 +144,12 @@ impl<T> Window<T> {
         self.entries.into_values().map(|entry| entry.ticket)
     }
 
-    fn is_returned(&mut self, id: MessageId, code: u16, decide: &mut impl FnMut(T, Verdict)) -> bool {
-        let Some(entry) = self.entries.get_mut(&id) else { return false };
+    fn is_returned(&mut self, id: &MessageId, code: u16, decide: &mut impl FnMut(T, Verdict)) -> bool {
+        let Some(entry) = self.entries.get_mut(id) else { return false };
         entry.returned = Some(code);
         if entry.is_settled {
-            self.undecided.retain(|undecided| undecided.id != id);
-            self.decide(&id, Verdict::Returned(code), decide);
+            self.undecided.retain(|undecided| undecided.id != *id);
+            self.decide(id, Verdict::Returned(code), decide);
         }
         true
     }

@@ -12,6 +12,7 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use std::{
     collections::HashMap,
     env,
+    io::Write,
     path::PathBuf,
     process::Stdio,
     sync::atomic::{AtomicUsize, Ordering},
@@ -41,7 +42,10 @@ pub(crate) struct Broker {
 pub(crate) fn shared() -> Option<Broker> {
     let Ok(url) = env::var("CALLBACK_TEST_AMQP") else {
         assert!(env::var_os("CI").is_none(), "CALLBACK_TEST_AMQP is not set: run by scripts/rabbitmq");
-        println!("skipped: CALLBACK_TEST_AMQP is not set; scripts/rabbitmq sets it");
+        // Not by `eprintln!`, which the test runner hides where the test passes.
+        let name = std::thread::current().name().unwrap_or_default().to_owned();
+        let line = format!("skipped: {name}: CALLBACK_TEST_AMQP is not set; scripts/rabbitmq sets it\n");
+        let _ = std::io::stderr().write_all(line.as_bytes());
         return None;
     };
     Some(Broker { url, variables: env::vars().collect(), authority: None, _script: None, _folder: None })
