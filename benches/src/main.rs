@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+#[cfg(feature = "amqp")]
+mod amqp;
 mod bare;
 mod dispatch;
 mod isolation;
@@ -27,6 +29,8 @@ const SUITES: &[Suite] = &[
     Suite { name: "dispatch", run: dispatch::run },
     Suite { name: "isolation", run: isolation::run },
     Suite { name: "scale", run: scale::run },
+    #[cfg(feature = "amqp")]
+    Suite { name: "amqp", run: amqp::run },
     #[cfg(feature = "kafka")]
     Suite { name: "kafka", run: kafka::run },
 ];
