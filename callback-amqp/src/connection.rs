@@ -6,8 +6,10 @@ use crate::{
     outcome::Failure,
 };
 use callback_core::{ErrorKind, Phase};
+use futures_core::Stream;
+use futures_util::StreamExt;
 use lapin::{
-    Channel, Connection, ErrorKind as LapinErrorKind,
+    Channel, Connection, ErrorKind as LapinErrorKind, Event,
     options::{ConfirmSelectOptions, ExchangeDeclareOptions, QueueDeclareOptions},
     types::FieldTable,
 };
@@ -15,13 +17,15 @@ use std::{
     collections::HashSet,
     fmt,
     hash::{BuildHasher, RandomState},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant},
 };
 use tokio::{
     sync::{AcquireError, OwnedSemaphorePermit, Semaphore, watch},
     time,
 };
+use tokio_util::sync::CancellationToken;
 
 /// The pause after the first failure to connect; doubled with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -127,15 +131,20 @@ impl Link {
 
     async fn try_to_connect(&self) -> Tried {
         let (connection, socket) = self.endpoint.connect(&self.vhost).await?;
+        let frame_max = usize::try_from(connection.configuration().frame_max()).unwrap_or(usize::MAX);
+        let events = connection.events_listener();
+        let ended = CancellationToken::new();
         let connected = Arc::new(Connected {
-            frame_max: usize::try_from(connection.configuration().frame_max()).unwrap_or(usize::MAX),
+            // 0 is no limit.
+            frame_max: if frame_max == 0 { usize::MAX } else { frame_max },
+            ended: ended.clone(),
             connection,
             socket,
             lanes: Lanes::default(),
             declared: tokio::sync::Mutex::default(),
             since: Instant::now(),
         });
-        tokio::spawn(retire_when_idle(Arc::downgrade(&connected)));
+        tokio::spawn(watch_over(Arc::downgrade(&connected), Box::pin(events), ended));
         Ok(connected)
     }
 
@@ -177,19 +186,28 @@ fn pause(failures: u32) -> Duration {
     pause * 8 / 10 + pause * u32::try_from(random).unwrap_or(0) / 1_000
 }
 
-/// Ends a connection that had nothing to do for a while.
-async fn retire_when_idle(connected: std::sync::Weak<Connected>) {
+/// Notices the end of a connection, and ends one that had nothing to do for a while.
+async fn watch_over(
+    connected: Weak<Connected>,
+    mut events: Pin<Box<impl Stream<Item = Event> + Send>>,
+    ended: CancellationToken,
+) {
     loop {
-        time::sleep(IDLE).await;
-        let Some(connected) = connected.upgrade() else { return };
-        if !connected.is_alive() {
-            return;
-        }
-        if connected.lanes.retire() {
-            connected.close().await;
-            return;
+        tokio::select! {
+            event = events.next() => match event {
+                Some(Event::ConnectionBlocked(_)) => tracing::warn!("a broker is short of memory or disk"),
+                Some(Event::Error(_)) | None => break,
+                Some(_) => {}
+            },
+            () = ended.cancelled() => break,
+            () = time::sleep(IDLE) => match connected.upgrade() {
+                Some(connected) if connected.is_alive() && !connected.lanes.retire() => {}
+                Some(connected) => return connected.close().await,
+                None => break,
+            },
         }
     }
+    ended.cancel();
 }
 
 /// A connection that was made.
@@ -201,6 +219,8 @@ pub(crate) struct Connected {
     declared: tokio::sync::Mutex<HashSet<String>>,
     frame_max: usize,
     since: Instant,
+    /// Cancelled once nothing more can be published.
+    ended: CancellationToken,
 }
 
 impl Connected {
@@ -227,6 +247,11 @@ impl Connected {
         if self.is_alive() { self.lanes.publish(self, exchange, job) } else { Err(job) }
     }
 
+    /// Resolves once nothing more can be published.
+    pub(crate) async fn ended(&self) {
+        self.ended.cancelled().await;
+    }
+
     pub(crate) const fn lanes(&self) -> &Lanes {
         &self.lanes
     }
@@ -239,7 +264,6 @@ impl Connected {
             let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
             let kind = lapin::ExchangeKind::Direct;
             channel.exchange_declare(exchange.into(), kind, passive, FieldTable::default()).await?;
-            let _ = channel.close(200, "OK".into()).await;
         }
         let channel = self.connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
@@ -271,9 +295,7 @@ impl Connected {
     async fn declare_queue(&self, queue: &str, passive: bool) -> Result<(), lapin::Error> {
         let channel = self.connection.create_channel().await?;
         let options = QueueDeclareOptions { passive, durable: true, ..QueueDeclareOptions::default() };
-        channel.queue_declare(queue.into(), options, FieldTable::default()).await?;
-        let _ = channel.close(200, "OK".into()).await;
-        Ok(())
+        channel.queue_declare(queue.into(), options, FieldTable::default()).await.map(drop)
     }
 
     /// Forgets that a queue is there.
@@ -283,6 +305,7 @@ impl Connected {
 
     async fn close(&self) {
         self.lanes.close();
+        self.ended.cancel();
         let _ = time::timeout(GOODBYE, self.connection.close(200, "OK".into())).await;
         self.socket.shut_down();
     }

@@ -171,18 +171,23 @@ struct Settled {
 
 impl Publisher {
     async fn run(mut self) {
+        let connected = Arc::clone(&self.connected);
         loop {
-            match timeout(IDLE, self.waiting.recv_async()).await {
-                Ok(Ok(job)) => self.serve(job).await,
-                Ok(Err(_)) => break,
-                Err(_elapsed) if self.connected.lanes().leave(&self.exchange, false) => return,
-                Err(_elapsed) => {}
+            // What waited for another message's verdict when the channel was lost goes first.
+            if let Some(job) = self.parked.pop_front() {
+                self.serve(job).await;
+                continue;
             }
-            if !self.connected.is_alive() && self.waiting.is_empty() {
-                break;
+            tokio::select! {
+                biased;
+                Ok(job) = self.waiting.recv_async() => self.serve(job).await,
+                () = connected.ended() => break,
+                () = sleep(IDLE) => if connected.lanes().leave(&self.exchange, false) {
+                    return;
+                },
             }
         }
-        self.connected.lanes().leave(&self.exchange, true);
+        connected.lanes().leave(&self.exchange, true);
     }
 
     /// Opens a channel for a message, and publishes on it until it is lost or idle.
@@ -206,6 +211,7 @@ impl Publisher {
         let mut window = Window::new();
         let mut confirms = Confirms::new();
         let mut lost: Option<lapin::Error> = None;
+        let connected = Arc::clone(&self.connected);
         while lost.is_none() {
             while let Some(job) = self.next_job(&window) {
                 self.publish(channel, job, &mut window, &confirms);
@@ -218,13 +224,12 @@ impl Publisher {
                     Ok(job) => self.publish(channel, job, &mut window, &confirms),
                     Err(_) => return,
                 },
-                () = sleep(IDLE), if confirms.is_empty() && has_room => break,
+                () = connected.ended(), if confirms.is_empty() => break,
+                () = sleep(IDLE), if confirms.is_empty() => break,
             }
         }
-        let Some(error) = lost.clone() else {
-            let _ = channel.close(200, "OK".into()).await;
-            return;
-        };
+        // A channel that is dropped is closed; nobody waits for that.
+        let Some(error) = lost.clone() else { return };
         // What the broker had confirmed before is told still.
         let rest = async {
             while let Some(settled) = confirms.next().await {

@@ -27,7 +27,7 @@ use tokio_util::task::TaskTracker;
 /// Delivers messages to RabbitMQ, over `amqp` and `amqps`.
 ///
 /// Delivered is what the broker has confirmed and not returned, judged by its `message_id`. There is one connection a
-/// cluster and vhost, made when it is first needed and again when it was lost, and closed after a minute without work;
+/// cluster and vhost, made when it is first needed and again when it was lost, and closed after a few minutes without work;
 /// concurrent deliveries are pipelined on it.
 ///
 /// At most 4,096 messages a connection, and 256 MiB of bodies in all, are in flight; a further delivery waits, until its
