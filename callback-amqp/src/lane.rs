@@ -7,7 +7,7 @@ use crate::{
 };
 use callback_core::{ErrorKind, Message, MessageId, Phase, Receipt, SinkError};
 use flume::{Receiver, Sender};
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use lapin::{
     BasicProperties, Channel, Confirmation, PublisherConfirm, message::BasicReturnMessage,
     options::BasicPublishOptions, types::ShortString,
@@ -219,7 +219,13 @@ impl Publisher {
             let has_room = window.len() < self.limit() && self.parked.is_empty();
             tokio::select! {
                 biased;
-                Some(settled) = confirms.next(), if !confirms.is_empty() => self.settle(settled, &mut window, &mut lost),
+                Some(settled) = confirms.next(), if !confirms.is_empty() => {
+                    self.settle(settled, &mut window, &mut lost);
+                    // The others that are there already: one frame confirms many.
+                    while let Some(Some(settled)) = confirms.next().now_or_never() {
+                        self.settle(settled, &mut window, &mut lost);
+                    }
+                }
                 job = self.waiting.recv_async(), if has_room => match job {
                     Ok(job) => self.publish(channel, job, &mut window, &confirms),
                     Err(_) => return,
