@@ -130,9 +130,14 @@ impl Dispatcher {
     /// `SqliteOutbox::path` names, for PostgreSQL on the database and schema of the outbox.
     /// How durable the commit is, its connection's settings say.
     ///
+    /// In PostgreSQL an ordering key needs `READ COMMITTED`, the default. It is the transaction's until that ends: other
+    /// messages of the key, and other requests under the idempotency key, wait for it, and are refused after 5 s. Nothing
+    /// else waits.
+    ///
     /// # Errors
     /// When it was not accepted: [`AcceptError::OtherDatabase`] for a transaction of another kind. After
-    /// [`AcceptError::Outbox`] PostgreSQL commits nothing of the transaction.
+    /// [`AcceptError::Outbox`] roll back: PostgreSQL commits nothing of the transaction, unless it was the isolation
+    /// level that was refused.
     #[cfg(any(feature = "sqlite", feature = "postgres"))]
     pub async fn publish_in(&self, transaction: &mut impl Transaction, event: Event) -> Result<MessageId, AcceptError> {
         self.engine().publish_in(transaction.connection(), event).await

@@ -324,7 +324,10 @@ impl OutboxError {
     }
 
     /// This write was not stored, whatever becomes of others.
-    #[cfg_attr(not(feature = "sqlite"), expect(dead_code, reason = "memory stores everything"))]
+    #[cfg_attr(
+        not(any(feature = "sqlite", feature = "postgres")),
+        expect(dead_code, reason = "memory stores everything")
+    )]
     pub(crate) fn refused(source: impl Into<BoxError>) -> Self {
         Self { kind: OutboxErrorKind::Refused, source: source.into().into() }
     }

@@ -83,14 +83,15 @@ impl Engine {
         }
     }
 
-    /// Ends a batch of what has expired; false if the store failed.
+    /// Ends a batch of what has expired; false if nothing was ended: the store failed, or somebody keeps it back.
     async fn expire(&self, now: Micros) -> bool {
         match write(&*self.store, Write::Expire { now, limit: BATCH }).await {
             Ok(Written::Ended(ids)) => {
-                if !ids.is_empty() {
-                    // Some may have held back others of their ordering keys.
-                    self.look_again();
+                if ids.is_empty() {
+                    return false;
                 }
+                // Some may have held back others of their ordering keys.
+                self.look_again();
                 for id in ids {
                     tracing::info!(%id, "a task or event has expired");
                     self.drop_task(id);

@@ -279,8 +279,14 @@ impl Store for PostgresOutbox {
     async fn insert_in(&self, connection: Connection<'_>, row: Arc<Row>) -> Result<Written, AcceptError> {
         match connection {
             Connection::Postgres(connection) => {
-                let inserted = apply::insert_in(connection, &self.0.codec, &row).await;
-                inserted.map_err(|error| AcceptError::Outbox(not_stored(&error)))
+                let inserted = async {
+                    if row.order.is_some() && !apply::sees_others(connection).await? {
+                        let reason = "an ordering key needs a transaction that is READ COMMITTED";
+                        return Ok(Err(OutboxError::refused(reason)));
+                    }
+                    apply::insert_in(connection, &self.0.codec, &row).await.map(Ok)
+                };
+                inserted.await.unwrap_or_else(|error| Err(not_stored(&error))).map_err(AcceptError::Outbox)
             }
             #[cfg(feature = "sqlite")]
             other => Err(AcceptError::OtherDatabase { transaction: other.database(), outbox: "PostgreSQL" }),

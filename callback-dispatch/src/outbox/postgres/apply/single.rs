@@ -5,7 +5,7 @@ use super::{
     bind::{address, bytes, column, count, not_sealed, uuid},
     claim::claim,
     insert,
-    order::{ENQUEUE, Left, QUEUE, left, lock_keys, release_next},
+    order::{ENQUEUE, Left, QUEUE, left, locks_its_key, release_next},
 };
 use crate::{
     clock::Micros,
@@ -21,15 +21,19 @@ use callback_core::{ErrorKind, TaskId};
 use sqlx::{Error, PgConnection, query, query_as, query_scalar, types::Uuid};
 use std::sync::Arc;
 
-pub(super) const AGE: &str = "\
+pub(super) const AGE: &str = concat!(
+    "\
     WITH aged AS MATERIALIZED ( \
         SELECT i.seq FROM unnest($2::bigint[]) AS l (lane) CROSS JOIN LATERAL ( \
             SELECT seq FROM callback_outbox \
-            WHERE lane = l.lane AND stage = 3 AND holder IS NULL AND due <= $1 AND first_due < $3 \
+            WHERE lane = l.lane AND stage = 3 AND holder IS NULL AND due <= $1 AND first_due < $3 AND ",
+    locks_its_key!(),
+    " \
             ORDER BY due LIMIT $4 FOR UPDATE SKIP LOCKED) AS i LIMIT $4) \
     UPDATE callback_outbox AS o SET stage = 12, ended_at = $1, kind = coalesce(kind, 'timed out'), \
                                     turn = CASE WHEN stops THEN turn END \
-    FROM aged WHERE o.seq = aged.seq RETURNING o.id, o.order_key, o.stops";
+    FROM aged WHERE o.seq = aged.seq RETURNING o.id, o.order_key, o.stops"
+);
 
 /// Whether the last row, or the last failed attempt, is of a time that is still to come.
 pub(super) const FROM_THE_FUTURE: &str = "\
@@ -56,19 +60,27 @@ pub(super) const REPLAY: &str = "\
                                result_body = coalesce($4, result_body) \
     WHERE stage = 12 AND id = ANY ($2::uuid[]) RETURNING id, order_key, turn";
 
-pub(super) const BURY: &str = "\
+pub(super) const BURY: &str = concat!(
+    "\
     WITH buried AS MATERIALIZED ( \
-        SELECT seq FROM callback_outbox WHERE address = $3 AND stage = 3 AND holder IS NULL \
+        SELECT seq FROM callback_outbox WHERE address = $3 AND stage = 3 AND holder IS NULL AND ",
+    locks_its_key!(),
+    " \
         ORDER BY seq LIMIT $4 FOR UPDATE SKIP LOCKED) \
     UPDATE callback_outbox AS o SET stage = 12, due = $1, ended_at = $1, kind = $2, turn = CASE WHEN stops THEN turn END \
-    FROM buried WHERE o.seq = buried.seq RETURNING o.id, o.order_key, o.turn";
+    FROM buried WHERE o.seq = buried.seq RETURNING o.id, o.order_key, o.turn"
+);
 
-pub(super) const EXPIRE: &str = "\
+pub(super) const EXPIRE: &str = concat!(
+    "\
     WITH over AS MATERIALIZED ( \
-        SELECT seq FROM callback_outbox WHERE stage < 10 AND expires < 9223372036854775807 AND expires <= $1 \
+        SELECT seq FROM callback_outbox WHERE stage < 10 AND expires < 9223372036854775807 AND expires <= $1 AND ",
+    locks_its_key!(),
+    " \
         ORDER BY expires LIMIT $2 FOR UPDATE SKIP LOCKED) \
     UPDATE callback_outbox AS o SET stage = 14, holder = NULL, due = $1, ended_at = $1, turn = NULL \
-    FROM over WHERE o.seq = over.seq RETURNING o.id, o.order_key, o.turn";
+    FROM over WHERE o.seq = over.seq RETURNING o.id, o.order_key, o.turn"
+);
 
 pub(super) const CLEAN: &str = "\
     WITH old AS MATERIALIZED ( \
@@ -252,8 +264,6 @@ pub(super) async fn age(
     let aged = query_as(AGE).bind(now.0).bind(column(lanes, LaneKey::number)).bind(before.0).bind(count(limit));
     let aged: Vec<(Uuid, Option<Vec<u8>>, Option<bool>)> = aged.fetch_all(&mut *connection).await?;
     let left = aged.iter().filter(|(_, _, stops)| *stops != Some(true));
-    let left: Vec<Vec<u8>> = left.filter_map(|(_, key, _)| key.clone()).collect();
-    lock_keys(connection, left.iter().map(|key| &**key)).await?;
-    release_next(connection, left, now).await?;
+    release_next(connection, left.filter_map(|(_, key, _)| key.clone()).collect(), now).await?;
     Ok(Written::Ended(aged.into_iter().map(|(id, _, _)| TaskId::from_bytes(id.into_bytes())).collect()))
 }
