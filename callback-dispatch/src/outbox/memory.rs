@@ -227,7 +227,9 @@ impl State {
         let Some(entry) = self.rows.get_mut(&next) else { return };
         if entry.row.stage == Stage::Delivering && entry.row.due == Micros::NEVER {
             let queue = Queue::of(&entry.row);
-            Arc::make_mut(&mut entry.row).due = now;
+            let row = Arc::make_mut(&mut entry.row);
+            // Its age counts from here: it could not be attempted before.
+            (row.due, row.first_due) = (now, now);
             self.unnote_free(&queue, (Micros::NEVER, next));
             self.note_free(next);
         }

@@ -37,6 +37,7 @@ const CLAUSES: &[(&str, Clause)] = clauses![
     a_dead_letter_has_its_attempts,
     a_replay_begins_anew,
     one_of_a_key_is_due_at_a_time,
+    what_a_key_held_back_has_its_age_from_its_turn_on,
     one_that_is_dead_stops_its_key_where_it_shall,
     open_breakers_are_kept,
     what_is_old_ends_in_the_lanes_that_are_named,
@@ -304,6 +305,32 @@ async fn one_of_a_key_is_due_at_a_time(store: &dyn Store) {
     }
 }
 
+async fn what_a_key_held_back_has_its_age_from_its_turn_on(store: &dyn Store) {
+    let ends: [(u8, fn(&Row, Micros) -> Write); 4] = [
+        (0, |row, now| Write::Settle(Settle { now, ..settle(row, Stage::Dead) })),
+        (1, |row, now| Write::Cancel { id: row.id, now }),
+        (2, |row, now| Write::Bury { dsn: DSN.parse().expect("a Dsn"), now, limit: usize::from(row.held) }),
+        (3, |row, now| Write::Settle(Settle { now, ..settle(row, Stage::Delivered) })),
+    ];
+    let rows: Vec<Row> = (0..5).map(|number| in_order(number, false)).collect();
+    for row in &rows {
+        insert(store, row).await;
+    }
+    for (number, end) in ends {
+        let (row, next) = (&rows[usize::from(number)], &rows[usize::from(number) + 1]);
+        assert_eq!(kept(store, next.id).await.first_due, next.first_due, "it waits");
+        let now = Micros(NOW.0 + 1 + i64::from(number));
+        let claimed = claim_by(store, now, &[], Vec::new()).await.remove(0);
+        assert_eq!(claimed.id, row.id);
+        // What is buried is in nobody's hands.
+        let released = Settle { attempts: 0, failed: None, kind: None, ..settle(&claimed, Stage::Delivering) };
+        assert!(number != 2 || done(store, Write::Settle(released)).await);
+        write(store, end(&claimed, now)).await.expect("stored");
+        let next = kept(store, next.id).await;
+        assert_eq!((next.due, next.first_due), (now, now));
+    }
+}
+
 async fn one_that_is_dead_stops_its_key_where_it_shall(store: &dyn Store) {
     let rows: Vec<Row> = (0..2).map(|number| in_order(number, true)).collect();
     insert(store, &rows[0]).await;
@@ -473,6 +500,7 @@ enum Fault {
     LosesAttempts,
     ReplaysNothing,
     IgnoresOrder,
+    AgesWhatWaits,
     NeverStops,
     ForgetsBreakers,
     AgesEveryLane,
@@ -500,6 +528,7 @@ const BROKEN: &[(Fault, &str)] = &[
     (Fault::LosesAttempts, "a_dead_letter_has_its_attempts"),
     (Fault::ReplaysNothing, "a_replay_begins_anew"),
     (Fault::IgnoresOrder, "one_of_a_key_is_due_at_a_time"),
+    (Fault::AgesWhatWaits, "what_a_key_held_back_has_its_age_from_its_turn_on"),
     (Fault::NeverStops, "one_that_is_dead_stops_its_key_where_it_shall"),
     (Fault::ForgetsBreakers, "open_breakers_are_kept"),
     (Fault::AgesEveryLane, "what_is_old_ends_in_the_lanes_that_are_named"),
@@ -617,7 +646,9 @@ impl Store for Broken {
     }
 
     async fn find(&self, id: TaskId) -> Result<Option<Row>, OutboxError> {
-        self.inner.find(id).await
+        let ages = matches!(self.fault, Fault::AgesWhatWaits);
+        let aged = |row: Row| if ages { Row { first_due: row.accepted_at, ..row } } else { row };
+        Ok(self.inner.find(id).await?.map(aged))
     }
 
     async fn others_wrote(&self) -> Result<Option<bool>, OutboxError> {

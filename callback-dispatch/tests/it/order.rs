@@ -102,6 +102,23 @@ async fn one_that_fails_holds_back_its_key_alone() {
     assert_eq!(came[3..], [r#"["a",0]"#, r#"["a",0]"#, r#"["a",0]"#, r#"["a",1]"#]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_was_held_back_for_days_is_retried_like_any_other() {
+    let (sink, mut given) = sink(|given| {
+        let number = given.message.json::<u32>().expect("JSON");
+        if number == 0 || given.attempt.number() == 1 { Err(SinkError::unavailable("no")) } else { Ok(()) }
+    });
+    let builder = Dispatcher::builder(MemoryOutbox::new()).sink(sink).clock(TokioClock::default());
+    let dispatcher = start(builder).await;
+    publish_three(&dispatcher).await;
+    let mut came = Vec::new();
+    for _ in 0..14 {
+        came.push(given.recv().await.expect("a message"));
+    }
+    assert_eq!(came[..10], vec![json!(0); 10]);
+    assert_eq!(came[10..], [json!(1), json!(1), json!(2), json!(2)]);
+}
+
 async fn publish_three(dispatcher: &Dispatcher) {
     for number in 0..3 {
         let event = event("custom://a", json!(number)).ordering_key("key");

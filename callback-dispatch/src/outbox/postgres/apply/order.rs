@@ -38,12 +38,14 @@ pub(super) const ENQUEUE: &str = "\
     SET turn = coalesce(last, 0) + nth, due = CASE WHEN last IS NULL AND nth = 1 THEN due ELSE $3 END \
     FROM placed WHERE o.id = placed.id";
 
+/// Its age counts from here: it could not be attempted before.
 pub(super) const RELEASE_NEXT: &str = "\
     WITH next AS MATERIALIZED ( \
         SELECT due, (SELECT seq FROM callback_outbox WHERE order_key = key AND turn IS NOT NULL \
                      ORDER BY turn LIMIT 1) AS seq \
         FROM unnest($1::bytea[], $2::bigint[]) AS v (key, due)) \
-    UPDATE callback_outbox AS o SET due = (SELECT next.due FROM next WHERE next.seq = o.seq LIMIT 1) \
+    UPDATE callback_outbox AS o \
+    SET (due, first_due) = (SELECT next.due, next.due FROM next WHERE next.seq = o.seq LIMIT 1) \
     WHERE o.seq = ANY (ARRAY(SELECT seq FROM next WHERE seq IS NOT NULL)) AND o.stage = 3 AND o.due = $3";
 
 /// What has its turn still, and is not the first of its key, waits.

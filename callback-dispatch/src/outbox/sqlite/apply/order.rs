@@ -17,7 +17,8 @@ pub(super) const ENQUEUE: &str = "UPDATE callback_outbox SET \
     turn = 1 + (SELECT coalesce(max(turn), 0) FROM callback_outbox WHERE order_key = ?1 AND turn IS NOT NULL), \
     due = iif(EXISTS (SELECT 1 FROM callback_outbox WHERE order_key = ?1 AND turn IS NOT NULL), ?2, due) WHERE id = ?3";
 
-pub(super) const RELEASE_NEXT: &str = "UPDATE callback_outbox SET due = ?1 WHERE order_key = ?2 AND stage = 3 AND due = ?3 \
+/// Its age counts from here: it could not be attempted before.
+pub(super) const RELEASE_NEXT: &str = "UPDATE callback_outbox SET due = ?1, first_due = ?1 WHERE order_key = ?2 AND stage = 3 AND due = ?3 \
     AND turn = (SELECT min(turn) FROM callback_outbox WHERE order_key = ?2 AND turn IS NOT NULL)";
 
 /// What has its turn still, and is not the first of its key, waits.
