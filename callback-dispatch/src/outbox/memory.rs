@@ -214,6 +214,14 @@ impl State {
         }
     }
 
+    /// The next of its ordering key, and since when that is due.
+    fn behind(&self, id: TaskId) -> Option<(u64, Micros)> {
+        let entry = self.rows.get(self.by_id.get(&id)?)?;
+        let turns = self.turns.get(&entry.row.order?.key)?;
+        let (_, next) = turns.range(entry.turn? + 1..).next()?;
+        Some((*next, self.rows.get(next)?.row.first_due))
+    }
+
     fn release_next(&mut self, key: u64, now: Micros) {
         let Some(entry) = self.rows.get_mut(&key) else { return };
         let Some(order) = entry.row.order else { return };
@@ -394,7 +402,14 @@ impl State {
         let rows = due.filter_map(|(_, key)| self.rows.get(key)).map(|entry| &entry.row);
         let aged: Vec<TaskId> = rows.filter(|row| row.first_due < before).map(|row| row.id).take(limit).collect();
         for id in &aged {
+            let next = self.behind(*id);
             self.change(*id, now, |_| true, |row| row.stage = Stage::Dead);
+            // The lane is to blame that is closed to this one as well: its age goes on.
+            if let Some((next, first_due)) = next
+                && let Some(entry) = self.rows.get_mut(&next)
+            {
+                Arc::make_mut(&mut entry.row).first_due = first_due;
+            }
             if let Some(entry) = self.by_id.get(id).and_then(|key| self.rows.get_mut(key)) {
                 entry.kind = entry.kind.or(Some(ErrorKind::TimedOut));
             }

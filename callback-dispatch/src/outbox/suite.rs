@@ -41,6 +41,7 @@ const CLAUSES: &[(&str, Clause)] = clauses![
     one_that_is_dead_stops_its_key_where_it_shall,
     open_breakers_are_kept,
     what_is_old_ends_in_the_lanes_that_are_named,
+    what_its_key_held_back_is_as_old_in_a_lane_that_is_closed,
     the_next_due_time_is_told,
     deferred_work_waits_for_its_result,
     what_is_purged_is_gone_and_lets_its_key_go,
@@ -370,6 +371,19 @@ async fn what_is_old_ends_in_the_lanes_that_are_named(store: &dyn Store) {
     assert_eq!(kept(store, elsewhere.id).await.stage, Stage::Delivering);
 }
 
+async fn what_its_key_held_back_is_as_old_in_a_lane_that_is_closed(store: &dyn Store) {
+    let rows: Vec<Row> = (1..4)
+        .map(|number| Row { owner: event(DSN).owner, first_due: Micros(NOW.0 - 100), ..in_order(number, false) })
+        .collect();
+    for row in &rows {
+        insert(store, row).await;
+    }
+    for row in &rows {
+        let age = Write::Age { lanes: vec![lane(DSN)], before: Micros(NOW.0 - 50), now: NOW, limit: 10 };
+        assert_eq!(ended(store, age).await, [row.id]);
+    }
+}
+
 async fn the_next_due_time_is_told(store: &dyn Store) {
     assert_eq!(store.next_due(Micros(0)).await.expect("readable"), None);
     for due in [NOW, Micros(NOW.0 + 5), Micros::NEVER] {
@@ -504,6 +518,7 @@ enum Fault {
     NeverStops,
     ForgetsBreakers,
     AgesEveryLane,
+    AgesOneOfAKey,
     TellsNoDueTime,
     DefersNothing,
     PurgesNothing,
@@ -532,6 +547,7 @@ const BROKEN: &[(Fault, &str)] = &[
     (Fault::NeverStops, "one_that_is_dead_stops_its_key_where_it_shall"),
     (Fault::ForgetsBreakers, "open_breakers_are_kept"),
     (Fault::AgesEveryLane, "what_is_old_ends_in_the_lanes_that_are_named"),
+    (Fault::AgesOneOfAKey, "what_its_key_held_back_is_as_old_in_a_lane_that_is_closed"),
     (Fault::TellsNoDueTime, "the_next_due_time_is_told"),
     (Fault::DefersNothing, "deferred_work_waits_for_its_result"),
     (Fault::PurgesNothing, "what_is_purged_is_gone_and_lets_its_key_go"),
@@ -601,8 +617,16 @@ impl Broken {
             (Fault::AgesEveryLane, Write::Age { before, now, limit, .. }) => {
                 Write::Age { lanes: vec![lane(DSN), lane(OTHER)], before, now, limit }
             }
+            // What comes second is young.
+            (Fault::AgesOneOfAKey, Write::Insert(row)) if row.owner.is_some() && self.has_rows() => {
+                Write::Insert(Arc::new(Row { first_due: NOW, ..Row::clone(&row) }))
+            }
             (_, write) => write,
         })
+    }
+
+    fn has_rows(&self) -> bool {
+        self.inner.depth(NOW).now_or_never().and_then(Result::ok).is_some_and(|(rows, _)| rows > 0)
     }
 }
 

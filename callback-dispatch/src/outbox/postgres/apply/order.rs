@@ -38,14 +38,15 @@ pub(super) const ENQUEUE: &str = "\
     SET turn = coalesce(last, 0) + nth, due = CASE WHEN last IS NULL AND nth = 1 THEN due ELSE $3 END \
     FROM placed WHERE o.id = placed.id";
 
-/// Its age counts from here: it could not be attempted before.
+/// Its age counts from here, since it could not be attempted before; or stays, where its lane is to blame as well.
 pub(super) const RELEASE_NEXT: &str = "\
     WITH next AS MATERIALIZED ( \
         SELECT due, (SELECT seq FROM callback_outbox WHERE order_key = key AND turn IS NOT NULL \
                      ORDER BY turn LIMIT 1) AS seq \
         FROM unnest($1::bytea[], $2::bigint[]) AS v (key, due)) \
     UPDATE callback_outbox AS o \
-    SET (due, first_due) = (SELECT next.due, next.due FROM next WHERE next.seq = o.seq LIMIT 1) \
+    SET (due, first_due) = (SELECT next.due, CASE WHEN $4 THEN o.first_due ELSE next.due END \
+                            FROM next WHERE next.seq = o.seq LIMIT 1) \
     WHERE o.seq = ANY (ARRAY(SELECT seq FROM next WHERE seq IS NOT NULL)) AND o.stage = 3 AND o.due = $3";
 
 /// What has its turn still, and is not the first of its key, waits.
@@ -165,13 +166,29 @@ pub(super) async fn leave(connection: &mut PgConnection, rows: Vec<(TaskId, Orde
     // Of several that leave one key, the last lets go.
     let last: BTreeMap<OrderKey, Micros> = rows.into_iter().map(|(_, key, now)| (key, now)).collect();
     let (keys, dues): (Vec<Vec<u8>>, Vec<i64>) = last.into_iter().map(|(key, now)| (key.0.to_vec(), now.0)).unzip();
-    query(RELEASE_NEXT).bind(keys).bind(dues).bind(Micros::NEVER.0).execute(connection).await.map(drop)
+    release(connection, keys, dues, false).await
 }
 
 pub(super) async fn release_next(connection: &mut PgConnection, keys: Vec<Vec<u8>>, now: Micros) -> Result<(), Error> {
+    let dues = vec![now.0; keys.len()];
+    release(connection, keys, dues, false).await
+}
+
+/// The same, but for their age.
+pub(super) async fn release_aged(connection: &mut PgConnection, keys: Vec<Vec<u8>>, now: Micros) -> Result<(), Error> {
+    let dues = vec![now.0; keys.len()];
+    release(connection, keys, dues, true).await
+}
+
+async fn release(
+    connection: &mut PgConnection,
+    keys: Vec<Vec<u8>>,
+    dues: Vec<i64>,
+    keeps_age: bool,
+) -> Result<(), Error> {
     if keys.is_empty() {
         return Ok(());
     }
-    let dues = vec![now.0; keys.len()];
-    query(RELEASE_NEXT).bind(keys).bind(dues).bind(Micros::NEVER.0).execute(connection).await.map(drop)
+    let release = query(RELEASE_NEXT).bind(keys).bind(dues).bind(Micros::NEVER.0).bind(keeps_age);
+    release.execute(connection).await.map(drop)
 }

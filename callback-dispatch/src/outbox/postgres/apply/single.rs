@@ -5,7 +5,7 @@ use super::{
     bind::{address, bytes, column, count, not_sealed, uuid},
     claim::claim,
     insert,
-    order::{ENQUEUE, Left, QUEUE, left, locks_its_key, release_next},
+    order::{ENQUEUE, Left, QUEUE, left, locks_its_key, release_aged, release_next},
 };
 use crate::{
     clock::Micros,
@@ -264,6 +264,6 @@ pub(super) async fn age(
     let aged = query_as(AGE).bind(now.0).bind(column(lanes, LaneKey::number)).bind(before.0).bind(count(limit));
     let aged: Vec<(Uuid, Option<Vec<u8>>, Option<bool>)> = aged.fetch_all(&mut *connection).await?;
     let left = aged.iter().filter(|(_, _, stops)| *stops != Some(true));
-    release_next(connection, left.filter_map(|(_, key, _)| key.clone()).collect(), now).await?;
+    release_aged(connection, left.filter_map(|(_, key, _)| key.clone()).collect(), now).await?;
     Ok(Written::Ended(aged.into_iter().map(|(id, _, _)| TaskId::from_bytes(id.into_bytes())).collect()))
 }

@@ -94,7 +94,7 @@ async fn what_is_written_is_looked_up_by_index_with_statistics_and_without() {
         check_all(WAIT_FROM_NOW, "19000 20000", &[("callback_outbox_pending", "due > "), waiting]).await;
         check_all(
             RELEASE_NEXT,
-            "bodies numbers 1",
+            "bodies numbers 1 false",
             &[("callback_outbox_order", "order_key = v.key"), ("callback_outbox_pkey", "seq = ANY")],
         )
         .await;

@@ -3,7 +3,7 @@
 use super::{
     Rows,
     bind::{address, bind_replay, count, list, not_sealed, numbers},
-    order::{QUEUE, enqueue, ids, left, release_next},
+    order::{QUEUE, enqueue, ids, left, release_aged, release_next},
 };
 use crate::{
     clock::Micros,
@@ -170,7 +170,7 @@ impl Rows {
         for line in aged.fetch_all(&mut *connection).await? {
             let stops: Option<bool> = line.try_get("stops")?;
             if stops != Some(true) {
-                release_next(connection, line.try_get("order_key")?, now).await?;
+                release_aged(connection, line.try_get("order_key")?, now).await?;
             }
             ended.push(read::task_id(&line)?);
         }
