@@ -180,6 +180,9 @@ impl Dispatcher {
 
     /// Ends a task: its run is dropped, and its Dsn is not told.
     ///
+    /// Of several processes on a database only this one hears of it. What another has in hand goes on there, a run to its
+    /// end, a message through one attempt; nothing of it is stored.
+    ///
     /// # Errors
     /// When it is over, unknown, or the outbox failed.
     pub async fn cancel(&self, id: TaskId) -> Result<(), EndError> {

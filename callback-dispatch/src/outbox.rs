@@ -66,7 +66,7 @@ pub(crate) trait Store: fmt::Debug + Send + Sync + 'static {
     /// When the next row that nobody holds is due, after `after`.
     async fn next_due(&self, after: Micros) -> Result<Option<Micros>, OutboxError>;
 
-    /// When the next pending row expires.
+    /// When the next pending row expires that no other process has in hand.
     async fn next_expiry(&self) -> Result<Option<Micros>, OutboxError>;
 
     /// The row of this id.
@@ -171,7 +171,7 @@ pub(crate) enum Write {
         now: Micros,
         limit: usize,
     },
-    /// Ends what is not over by now.
+    /// Ends what is not over by now, and that no other process has in hand.
     Expire {
         now: Micros,
         limit: usize,

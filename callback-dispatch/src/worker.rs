@@ -18,7 +18,8 @@ use std::{fmt, sync::Arc, time::Duration};
 /// each `Into<Payload>`: JSON values, texts, bytes, problems, [`Payload`](callback_core::Payload)s.
 ///
 /// # Cancellation
-/// The future is dropped when the task is cancelled, when its time is over, and when the dispatcher closes.
+/// The future is dropped when the task is cancelled, when its time is over, and when the dispatcher closes. A cancel in
+/// another process on the database is not heard of: the run goes on, and what it came to is not stored.
 ///
 /// # Panics
 /// A panic ends the run as [`Failure::Panicked`], and nothing else.

@@ -298,7 +298,7 @@ impl Store for PostgresOutbox {
     }
 
     async fn next_expiry(&self) -> Result<Option<Micros>, OutboxError> {
-        read::next_expiry(&self.0.pool).await.map_err(|error| not_stored(&error))
+        read::next_expiry(&self.0.pool, self.0.process.id()).await.map_err(|error| not_stored(&error))
     }
 
     async fn find(&self, id: TaskId) -> Result<Option<Row>, OutboxError> {

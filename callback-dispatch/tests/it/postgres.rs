@@ -113,6 +113,24 @@ async fn a_transaction_that_is_open_on_a_key_holds_back_this_key_alone() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_expires_is_dropped_where_it_goes_on() {
+    let Some(schema) = schema().await else { return };
+    in_time(async {
+        let (gate, mut watch) = Gate::new();
+        let running = start(Dispatcher::builder(schema.connect().await)).await;
+        let worker = running.worker("gate", Interrupted::RunAgain).run(gate.handler()).expect("registered");
+        let others = [start(Dispatcher::builder(schema.connect().await)).await];
+        let id =
+            worker.accept(Work::new(json!(1)).expires_in(Duration::from_secs(1))).await.expect("accepted").id();
+        watch.came().await;
+        watch.left().await;
+        assert_eq!(ended(&running, id).await.state(), TaskState::Expired);
+        drop(others);
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_step_that_the_database_refuses_holds_up_nothing_else() {
     let Some(schema) = schema().await else { return };

@@ -25,8 +25,8 @@ pub(super) const WAITING_WORKERS: &str = "\
     SELECT name FROM names WHERE name IS NOT NULL";
 
 /// The bound is written out, as it is in the index: none but rows that expire are in it.
-pub(super) const NEXT_EXPIRY: &str =
-    "SELECT min(expires) FROM callback_outbox WHERE stage < 10 AND expires < 9223372036854775807";
+pub(super) const NEXT_EXPIRY: &str = "SELECT min(expires) FROM callback_outbox WHERE stage < 10 AND expires < 9223372036854775807 \
+     AND (holder IS NULL OR holder = $1)";
 
 /// What a query asks for, after the columns.
 macro_rules! dead {
@@ -84,8 +84,9 @@ pub(super) async fn waiting_workers(pool: &PgPool) -> Result<Vec<String>, Error>
     Ok(names.into_iter().map(text::read).collect())
 }
 
-pub(super) async fn next_expiry(pool: &PgPool) -> Result<Option<Micros>, Error> {
-    let expires: Option<i64> = query_scalar(NEXT_EXPIRY).fetch_one(pool).await?;
+/// Of what this process may end.
+pub(super) async fn next_expiry(pool: &PgPool, holder: Option<i64>) -> Result<Option<Micros>, Error> {
+    let expires: Option<i64> = query_scalar(NEXT_EXPIRY).bind(holder).fetch_one(pool).await?;
     Ok(expires.map(Micros))
 }
 

@@ -447,6 +447,24 @@ async fn what_ends_by_itself_waits_for_nobodys_key() {
 }
 
 #[tokio::test]
+async fn what_a_process_has_in_hand_expires_by_its_own_hand() {
+    let Some(schema) = Schema::new().await else { return };
+    let (owner, other) = (schema.started().await, schema.started().await);
+    let (held, free) = (Row { expires: Micros(1), held: true, ..task("a") }, Row { expires: Micros(2), ..task("a") });
+    insert(&owner, &held).await.expect("stored");
+    insert(&owner, &free).await.expect("stored");
+    assert_eq!(owner.next_expiry().await.expect("readable"), Some(held.expires));
+    assert_eq!(other.next_expiry().await.expect("readable"), Some(free.expires));
+    let expire = async |outbox| match write(outbox, Write::Expire { now: NOW, limit: 10 }).await.expect("stored") {
+        Written::Ended(ids) => ids,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(expire(&other).await, [free.id]);
+    assert_eq!(other.next_expiry().await.expect("readable"), None);
+    assert_eq!(expire(&owner).await, [held.id]);
+}
+
+#[tokio::test]
 async fn a_transaction_by_an_old_snapshot_may_not_join_a_key() {
     let Some(schema) = Schema::new().await else { return };
     let outbox = schema.started().await;

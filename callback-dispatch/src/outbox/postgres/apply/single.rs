@@ -71,10 +71,12 @@ pub(super) const BURY: &str = concat!(
     FROM buried WHERE o.seq = buried.seq RETURNING o.id, o.order_key, o.turn"
 );
 
+/// What another process has in hand is ended there, so that its run and its attempts end with it.
 pub(super) const EXPIRE: &str = concat!(
     "\
     WITH over AS MATERIALIZED ( \
-        SELECT seq FROM callback_outbox WHERE stage < 10 AND expires < 9223372036854775807 AND expires <= $1 AND ",
+        SELECT seq FROM callback_outbox WHERE stage < 10 AND expires < 9223372036854775807 AND expires <= $1 \
+        AND (holder IS NULL OR holder = $3) AND ",
     locks_its_key!(),
     " \
         ORDER BY expires LIMIT $2 FOR UPDATE SKIP LOCKED) \
@@ -147,9 +149,9 @@ pub(super) async fn single(connection: &mut PgConnection, by: By<'_>, write: &Wr
             let bury = query_as(BURY).bind(now.0).bind(ErrorKind::Gone.as_str()).bind(address(dsn));
             Ok(Written::Ended(left(connection, bury.bind(count(*limit)), *now).await?))
         }
-        Write::Expire { now, limit } => {
-            Ok(Written::Ended(left(connection, query_as(EXPIRE).bind(now.0).bind(count(*limit)), *now).await?))
-        }
+        Write::Expire { now, limit } => Ok(Written::Ended(
+            left(connection, query_as(EXPIRE).bind(now.0).bind(count(*limit)).bind(by.holder), *now).await?,
+        )),
         Write::Clean { before, keyed_before, limit } => {
             let clean = query_scalar(CLEAN).bind(before.0).bind(count(*limit));
             let mut old: Vec<Uuid> = clean.fetch_all(&mut *connection).await?;
