@@ -8,8 +8,7 @@ use crate::{
     clock::Micros,
     engine::{Engine, Expiring, Outage},
     failpoint,
-    lane::Bounds,
-    lane::{Lanes, Pool},
+    lane::{Bounds, Lanes, OpenBreaker, Pool},
     measure,
     notice::Notices,
     outbox::{Store, Write, Written, write},
@@ -501,7 +500,7 @@ impl DispatcherBuilder {
             runtime: runtime::Handle::current(),
         });
         let now = engine.now();
-        for open in &breakers {
+        for open in breakers.iter().filter(|open| open.until.after(OpenBreaker::KEPT) >= now) {
             engine.lanes.restore(open, open.until.since(now));
             measure::breaker_opened();
         }

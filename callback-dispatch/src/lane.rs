@@ -110,6 +110,11 @@ pub(crate) struct OpenBreaker {
     pub(crate) until: crate::clock::Micros,
 }
 
+impl OpenBreaker {
+    /// For how long it is remembered after its pause, though nobody tried the lane again.
+    pub(crate) const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+}
+
 /// What all lanes are bounded by.
 #[derive(Debug)]
 pub(crate) struct Bounds {

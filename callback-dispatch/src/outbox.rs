@@ -81,7 +81,7 @@ pub(crate) trait Store: fmt::Debug + Send + Sync + 'static {
     /// How many rows nobody holds, and when the first of those that are due by `now` was due.
     async fn depth(&self, now: Micros) -> Result<(u64, Option<Micros>), OutboxError>;
 
-    /// The breakers that were open when last heard of.
+    /// The breakers that were open when last heard of; what cannot be read is left out.
     async fn breakers(&self) -> Result<Vec<OpenBreaker>, OutboxError>;
 
     /// A page of dead letters; what cannot be read is left out of it.
@@ -176,10 +176,12 @@ pub(crate) enum Write {
         now: Micros,
         limit: usize,
     },
-    /// Deletes what has ended before then, but for dead rows; what has an idempotency key has a time of its own.
+    /// Deletes what has ended before then, but for dead rows; what has an idempotency key has a time of its own, and so
+    /// have breakers.
     Clean {
         before: Micros,
         keyed_before: Micros,
+        breakers_before: Micros,
         limit: usize,
     },
     /// Takes due rows into the caller's hands.

@@ -3,6 +3,7 @@
 use super::Engine;
 use crate::{
     clock::Micros,
+    lane::OpenBreaker,
     outbox::{Write, Written, write},
 };
 use std::{
@@ -119,7 +120,8 @@ impl Engine {
         while !self.closing.is_cancelled() {
             let now = self.now();
             let (before, keyed_before) = (now.before(self.retention), now.before(self.retention.max(KEYS)));
-            match write(&*self.store, Write::Clean { before, keyed_before, limit: BATCH }).await {
+            let breakers_before = now.before(OpenBreaker::KEPT);
+            match write(&*self.store, Write::Clean { before, keyed_before, breakers_before, limit: BATCH }).await {
                 Ok(Written::Count(count)) if count >= BATCH as u64 => {}
                 Ok(_) => return,
                 Err(error) => {

@@ -300,7 +300,10 @@ impl State {
             Write::Purge { ids, now } => Written::Count(ids.into_iter().map(|id| u64::from(self.purge(id, now))).sum()),
             Write::Bury { dsn, now, limit } => Written::Ended(self.bury(&dsn, now, limit)),
             Write::Expire { now, limit } => Written::Ended(self.expire(now, limit)),
-            Write::Clean { before, keyed_before, limit } => Written::Count(self.clean(before, keyed_before, limit)),
+            Write::Clean { before, keyed_before, breakers_before, limit } => {
+                self.breakers.retain(|_, open| open.until >= breakers_before);
+                Written::Count(self.clean(before, keyed_before, limit))
+            }
             Write::Claim(claim) => Written::Claimed(self.claim(&claim)),
             Write::Age { lanes, before, now, limit } => self.age(&lanes, before, now, limit),
             Write::PullIn(pull_in) => self.pull_in(pull_in),

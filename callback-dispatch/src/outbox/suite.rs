@@ -48,6 +48,7 @@ const CLAUSES: &[(&str, Clause)] = clauses![
     what_waits_for_a_dsn_that_is_gone_is_buried,
     what_is_not_over_in_time_expires,
     what_ended_long_ago_is_deleted,
+    breakers_of_long_ago_are_deleted,
 ];
 
 const NOW: Micros = Micros(1_000_000);
@@ -453,11 +454,23 @@ async fn what_ended_long_ago_is_deleted(store: &dyn Store) {
     insert(store, &over).await;
     insert(store, &pending).await;
     assert!(done(store, Write::Cancel { id: over.id, now: NOW }).await);
-    let clean = |before| Write::Clean { before, keyed_before: before, limit: 10 };
+    let clean = |before| Write::Clean { before, keyed_before: before, breakers_before: before, limit: 10 };
     assert_eq!(count(store, clean(NOW)).await, 0);
     assert_eq!(count(store, clean(Micros(NOW.0 + 1))).await, 1);
     assert!(find(store, over.id).await.is_none());
     assert!(find(store, pending.id).await.is_some() && find(store, dead.id).await.is_some());
+}
+
+async fn breakers_of_long_ago_are_deleted(store: &dyn Store) {
+    for (to, until) in [(DSN, NOW), (OTHER, Micros(NOW.0 + 1))] {
+        assert!(done(store, Write::OpenBreaker(OpenBreaker { lane: lane(to), times: 1, until })).await);
+    }
+    let clean = |breakers_before| Write::Clean { before: NOW, keyed_before: NOW, breakers_before, limit: 10 };
+    count(store, clean(NOW)).await;
+    assert_eq!(store.breakers().await.expect("readable").len(), 2);
+    count(store, clean(Micros(NOW.0 + 1))).await;
+    let kept = store.breakers().await.expect("readable");
+    assert_eq!(kept.iter().map(|it| &it.lane).collect::<Vec<_>>(), [&lane(OTHER)]);
 }
 
 #[tokio::test]
@@ -525,6 +538,7 @@ enum Fault {
     BuriesNothing,
     ExpiresEverything,
     DeletesTooEarly,
+    KeepsBreakers,
 }
 
 /// What breaks, and the clause that must notice.
@@ -554,6 +568,7 @@ const BROKEN: &[(Fault, &str)] = &[
     (Fault::BuriesNothing, "what_waits_for_a_dsn_that_is_gone_is_buried"),
     (Fault::ExpiresEverything, "what_is_not_over_in_time_expires"),
     (Fault::DeletesTooEarly, "what_ended_long_ago_is_deleted"),
+    (Fault::KeepsBreakers, "breakers_of_long_ago_are_deleted"),
 ];
 
 /// An outbox in memory with one fault.
@@ -609,9 +624,12 @@ impl Broken {
             (Fault::ExpiresEverything, Write::Expire { limit, .. }) => {
                 Write::Expire { now: Micros(i64::MAX - 1), limit }
             }
-            (Fault::DeletesTooEarly, Write::Clean { before, limit, .. }) => {
+            (Fault::DeletesTooEarly, Write::Clean { before, breakers_before, limit, .. }) => {
                 let before = Micros(before.0 + 1);
-                Write::Clean { before, keyed_before: before, limit }
+                Write::Clean { before, keyed_before: before, breakers_before, limit }
+            }
+            (Fault::KeepsBreakers, Write::Clean { before, keyed_before, limit, .. }) => {
+                Write::Clean { before, keyed_before, breakers_before: Micros(i64::MIN), limit }
             }
             (Fault::LosesAttempts, Write::Settle(step)) => Write::Settle(Settle { failed: None, ..step }),
             (Fault::AgesEveryLane, Write::Age { before, now, limit, .. }) => {

@@ -121,8 +121,7 @@ async fn a_run_that_expires_is_dropped_where_it_goes_on() {
         let running = start(Dispatcher::builder(schema.connect().await)).await;
         let worker = running.worker("gate", Interrupted::RunAgain).run(gate.handler()).expect("registered");
         let others = [start(Dispatcher::builder(schema.connect().await)).await];
-        let id =
-            worker.accept(Work::new(json!(1)).expires_in(Duration::from_secs(1))).await.expect("accepted").id();
+        let id = worker.accept(Work::new(json!(1)).expires_in(Duration::from_secs(1))).await.expect("accepted").id();
         watch.came().await;
         watch.left().await;
         assert_eq!(ended(&running, id).await.state(), TaskState::Expired);

@@ -96,6 +96,11 @@ pub(super) const CLEAN_KEYED: &str = "\
         ORDER BY ended_at LIMIT $2 FOR UPDATE SKIP LOCKED) \
     DELETE FROM callback_outbox AS o USING old WHERE o.seq = old.seq RETURNING o.id";
 
+pub(super) const CLEAN_BREAKERS: &str = "\
+    WITH old AS MATERIALIZED ( \
+        SELECT lane FROM callback_breaker WHERE until < $1 ORDER BY until LIMIT $2 FOR UPDATE SKIP LOCKED) \
+    DELETE FROM callback_breaker AS b USING old WHERE b.lane = old.lane";
+
 pub(super) const KNOWN: &str = "SELECT id, request FROM callback_outbox WHERE idempotency = $1";
 
 pub(super) const PURGE: &str = "DELETE FROM callback_outbox WHERE stage = 12 AND id = ANY ($1::uuid[]) \
@@ -152,13 +157,15 @@ pub(super) async fn single(connection: &mut PgConnection, by: By<'_>, write: &Wr
         Write::Expire { now, limit } => Ok(Written::Ended(
             left(connection, query_as(EXPIRE).bind(now.0).bind(count(*limit)).bind(by.holder), *now).await?,
         )),
-        Write::Clean { before, keyed_before, limit } => {
+        Write::Clean { before, keyed_before, breakers_before, limit } => {
             let clean = query_scalar(CLEAN).bind(before.0).bind(count(*limit));
             let mut old: Vec<Uuid> = clean.fetch_all(&mut *connection).await?;
             let clean = query_scalar(CLEAN_KEYED).bind(keyed_before.0).bind(count(limit.saturating_sub(old.len())));
             old.append(&mut clean.fetch_all(&mut *connection).await?);
             forget_attempts(connection, &column(&old, |id| TaskId::from_bytes(id.into_bytes()))).await?;
-            Ok(Written::Count(old.len() as u64))
+            let clean = query(CLEAN_BREAKERS).bind(breakers_before.0).bind(count(*limit));
+            let breakers = clean.execute(connection).await?.rows_affected();
+            Ok(Written::Count(breakers.max(old.len() as u64)))
         }
         Write::Age { lanes, before, now, limit } => age(connection, lanes, *before, *now, *limit).await,
         Write::PullIn(PullIn { now, latest, leapt }) => {

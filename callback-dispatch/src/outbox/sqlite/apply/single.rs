@@ -63,6 +63,9 @@ pub(super) const CLEAN_KEYED: &str = "DELETE FROM callback_outbox WHERE seq IN (
                              WHERE stage >= 10 AND stage <> 12 AND idempotency IS NOT NULL AND ended_at < ?1 \
                              ORDER BY ended_at LIMIT ?2) RETURNING id";
 
+pub(super) const CLEAN_BREAKERS: &str = "DELETE FROM callback_breaker \
+    WHERE lane IN (SELECT lane FROM callback_breaker WHERE until < ?1 LIMIT ?2)";
+
 pub(super) const PURGE: &str = "DELETE FROM callback_outbox \
                      WHERE stage = 12 AND id IN (SELECT unhex(value) FROM json_each(?)) \
                      RETURNING id, order_key, NULL AS turn";
@@ -137,13 +140,15 @@ impl Rows {
                 let expire = query(EXPIRE).bind(now.0).bind(count(*limit));
                 Ok(Written::Ended(left(connection, expire, *now).await?))
             }
-            Write::Clean { before, keyed_before, limit } => {
+            Write::Clean { before, keyed_before, breakers_before, limit } => {
                 let clean = query(CLEAN).bind(before.0).bind(count(*limit));
                 let mut old = ids(&clean.fetch_all(&mut *connection).await?)?;
                 let clean = query(CLEAN_KEYED).bind(keyed_before.0).bind(count(limit.saturating_sub(old.len())));
                 old.append(&mut ids(&clean.fetch_all(&mut *connection).await?)?);
                 self.forget_attempts(connection, &old).await?;
-                Ok(Written::Count(old.len() as u64))
+                let clean = query(CLEAN_BREAKERS).bind(breakers_before.0).bind(count(*limit));
+                let breakers = clean.execute(connection).await?.rows_affected();
+                Ok(Written::Count(breakers.max(old.len() as u64)))
             }
             Write::Claim(claim) => Ok(Written::Claimed(self.claim(connection, claim).await?)),
             Write::Recover => {
