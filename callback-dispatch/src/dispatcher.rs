@@ -488,7 +488,6 @@ impl DispatcherBuilder {
             accepting: Pool::waking(self.accepting, &wake),
             attempts: Semaphore::new(in_flight),
             doubtful: Semaphore::new(in_flight.div_ceil(2)),
-            suspects: Semaphore::new(1),
             state: Mutex::default(),
             wake,
             behind: AtomicBool::new(true),

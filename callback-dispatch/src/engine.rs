@@ -79,8 +79,6 @@ pub(crate) struct Engine {
     pub(crate) doubtful: Semaphore,
     /// Bytes of rows that wait to be stored for the first time.
     pub(crate) accepting: Arc<Pool>,
-    /// Those who may have taken a process down run one at a time, so that none is blamed for another.
-    pub(crate) suspects: Semaphore,
     /// No new work, no new run, no new attempt.
     pub(crate) closing: CancellationToken,
     /// Runs and attempts in flight end.
@@ -115,8 +113,15 @@ pub(crate) struct WorkerEntry {
     pub(crate) interrupted: Interrupted,
     pub(crate) time_limit: Duration,
     pub(crate) runs: Semaphore,
+    /// Those who may have taken a process down run one at a time, so that none is blamed for another of the worker.
+    pub(crate) suspects: Semaphore,
+    /// Those of them that wait for their turn here; the others wait in the store.
+    pub(crate) waiting_suspects: Semaphore,
     slots: Arc<Pool>,
 }
+
+/// How many suspects of a worker wait in memory. They have no place there: others run meanwhile.
+const WAITING_SUSPECTS: usize = 4;
 
 impl WorkerEntry {
     pub(crate) fn new(
@@ -128,7 +133,8 @@ impl WorkerEntry {
     ) -> Self {
         let runs = Semaphore::new(concurrency.min(Semaphore::MAX_PERMITS));
         let slots = Pool::waking(concurrency.saturating_mul(4), wake);
-        Self { handler, interrupted, time_limit, runs, slots }
+        let (suspects, waiting_suspects) = (Semaphore::new(1), Semaphore::new(WAITING_SUSPECTS));
+        Self { handler, interrupted, time_limit, runs, suspects, waiting_suspects, slots }
     }
 }
 

@@ -54,7 +54,8 @@ pub enum Interrupted {
     Report,
     /// It is run again: the handler is idempotent under the task's id.
     ///
-    /// A task that takes its process down is started three times, and reported then.
+    /// A task that takes its process down is started three times, and reported then. Whatever was in hand at two of these
+    /// ends, begun or not, is suspected: of a worker's suspects one runs at a time, beside all that is new.
     RunAgain,
 }
 

@@ -13,10 +13,14 @@ use futures_util::FutureExt;
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
+    time::Duration,
 };
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
+
+/// How long a suspect waits in the store while others wait for their turn in memory.
+const PUT_OFF: Duration = Duration::from_secs(1);
 
 impl Engine {
     /// Runs a task and stores its outcome; the row to be delivered, if there is one and it has a place.
@@ -33,12 +37,20 @@ impl Engine {
         };
         let interrupted = row.work.as_ref().and_then(|work| work.context.interrupted).unwrap_or(worker.interrupted);
         let begin = state::begin(row.stage, row.starts, interrupted);
+        let is_suspect = (begin, interrupted) == (Begin::MarkThenRun, Interrupted::RunAgain);
+        let mut place = Some(place);
+        let waiting = if is_suspect { worker.waiting_suspects.try_acquire().ok() } else { None };
+        if is_suspect {
+            place = None;
+            if waiting.is_none() {
+                self.put_off(row).await;
+                return None;
+            }
+        }
         let permits = async {
             // A suspect waits for its turn before it takes a run from the others.
-            let alone = match (begin, interrupted) {
-                (Begin::MarkThenRun, Interrupted::RunAgain) => self.suspects.acquire().await.ok(),
-                _ => None,
-            };
+            let alone = if is_suspect { worker.suspects.acquire().await.ok() } else { None };
+            drop(waiting);
             let run = worker.runs.acquire().await.ok();
             // The result could not be stored: those that wait are enough in memory.
             self.outage.over().await;
@@ -56,6 +68,7 @@ impl Engine {
             return None;
         };
 
+        let place = place.or_else(|| self.place(row))?;
         let task = Task::of_run(Arc::clone(row), Arc::clone(self));
         let outcome = match begin {
             Begin::Report => self.words(&worker, &task, &Failure::Interrupted),
@@ -224,6 +237,14 @@ impl Engine {
     async fn take_mark_off(&self, row: &Row) {
         let marked = Row { stage: Stage::Started, ..Row::clone(row) };
         self.persist(self.settle(&marked, Stage::Accepted, false)).await;
+    }
+
+    /// Gives a row back to the store for a while.
+    async fn put_off(&self, row: &Row) {
+        if let Write::Settle(step) = self.settle(row, row.stage, false) {
+            self.persist(Write::Settle(Settle { due: self.now().after(PUT_OFF), ..step })).await;
+            self.wake.notify_one();
+        }
     }
 
     /// Gives a row back to the store: somebody will claim it.
