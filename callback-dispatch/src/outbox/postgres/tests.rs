@@ -583,6 +583,42 @@ async fn many_may_open_a_new_database_at_once() {
 }
 
 #[tokio::test]
+async fn a_role_that_reads_and_writes_may_open_what_another_has_made() {
+    let Some(schema) = Schema::new().await else { return };
+    let role = format!("role_{}", TaskId::new().to_string().replace('-', "_"));
+    let url = format!("{}%20-crole%3D{role}", schema.url);
+    let mut stranger = schema.stranger().await;
+    let name: String = sqlx::query_scalar("SELECT current_schema()").fetch_one(&mut stranger).await.expect("readable");
+    let grant = |what: &str| AssertSqlSafe(format!("GRANT {what} {name} TO {role}"));
+    stranger.execute(AssertSqlSafe(format!("CREATE ROLE {role}"))).await.expect("a role");
+    stranger.execute(grant("USAGE ON SCHEMA")).await.expect("granted");
+    PostgresOutbox::connect(&url).await.expect_err("there are no tables, and it may not make them");
+
+    schema.open().await;
+    stranger.execute(grant("SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA")).await.expect("granted");
+    let outbox = PostgresOutbox::connect(&url).await.expect("it opens");
+    outbox.start().await.expect("started");
+    insert(&outbox, &task("a")).await.expect("stored");
+    assert_eq!(claim(&outbox).await.len(), 1);
+    outbox.close().await;
+    let drop = format!("DROP OWNED BY {role}; DROP ROLE {role}");
+    stranger.execute(AssertSqlSafe(drop)).await.expect("dropped");
+}
+
+#[tokio::test]
+async fn tables_of_another_version_are_not_opened() {
+    let Some(schema) = Schema::new().await else { return };
+    schema.open().await;
+    for change in [
+        "UPDATE callback_dispatch_migrations SET version = 99",
+        "UPDATE callback_dispatch_migrations SET version = 1, checksum = ''",
+    ] {
+        schema.stranger().await.execute(change).await.expect("writable");
+        PostgresOutbox::connect(&schema.url).await.expect_err("another version");
+    }
+}
+
+#[tokio::test]
 async fn a_session_that_may_lose_what_it_stored_is_refused_unless_it_is_allowed() {
     let Some(schema) = Schema::new().await else { return };
     let url = format!("{}%20-csynchronous_commit%3Doff", schema.url);
