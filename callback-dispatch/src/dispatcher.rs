@@ -35,6 +35,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 /// How long what is left after the grace, and each sink, may take to end.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
+/// A deadline beyond it is none, and no clock has an end of time to set it to.
+const LONGEST_ATTEMPT: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// Accepts work durably, runs it, and delivers its result. Cheap to clone.
 ///
 /// It goes on until [`close`](Self::close), or until the last handle is dropped: the dispatcher's and its workers'.
@@ -351,9 +354,9 @@ impl DispatcherBuilder {
         self
     }
 
-    /// Sets how long one attempt may take, all of it. Default 20 s.
+    /// Sets how long one attempt may take, all of it. Default 20 s; at most a day.
     pub const fn deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = deadline;
+        self.deadline = if deadline.as_secs() < LONGEST_ATTEMPT.as_secs() { deadline } else { LONGEST_ATTEMPT };
         self
     }
 

@@ -22,9 +22,11 @@ use crate::{
     row::Row,
 };
 use callback_core::{Dsn, DsnError, Keys, Schedule, Sink, TaskId};
+use futures_util::FutureExt;
 use std::{
     collections::{HashMap, hash_map::Entry},
     fmt,
+    panic::AssertUnwindSafe,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicI64, Ordering},
@@ -238,17 +240,26 @@ impl Engine {
         self.tasks.spawn_on(Arc::clone(self).drive(row, place, hand).instrument(span), &self.runtime);
     }
 
-    /// Brings a row as far as it goes now: through its run, and one attempt.
+    /// Brings a row as far as it goes now, and lets go of it.
     async fn drive(self: Arc<Self>, row: Arc<Row>, place: Place, hand: Arc<Hand>) {
         let id = row.id;
-        let next = if row.stage.is_open() { self.run(&row, place, &hand.cancelled).await } else { Some((row, place)) };
-        if let Some((row, place)) = next {
-            self.deliver(row, place, &hand).await;
+        let brought = AssertUnwindSafe(self.bring(Arc::clone(&row), place, &hand)).catch_unwind().await;
+        if brought.is_err() {
+            tracing::error!(%id, "what was done with it panicked: it is tried again");
+            self.give_back(&row).await;
         }
         if let Entry::Occupied(in_hand) = self.state().in_hand.entry(id)
             && Arc::ptr_eq(in_hand.get(), &hand)
         {
             in_hand.remove();
+        }
+    }
+
+    /// Brings a row through its run, and one attempt.
+    async fn bring(self: &Arc<Self>, row: Arc<Row>, place: Place, hand: &Arc<Hand>) {
+        let next = if row.stage.is_open() { self.run(&row, place, &hand.cancelled).await } else { Some((row, place)) };
+        if let Some((row, place)) = next {
+            self.deliver(row, place, hand).await;
         }
     }
 

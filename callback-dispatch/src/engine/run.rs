@@ -1,6 +1,6 @@
 //! A run: from an accepted row to its stored result.
 
-use super::{Engine, Place, WorkerEntry};
+use super::{Engine, Place, WorkerEntry, chain};
 use crate::{
     EndError, Failure, Interrupted, Outcome, Task, failpoint, measure,
     outbox::{Settle, Write},
@@ -244,6 +244,19 @@ impl Engine {
         if let Write::Settle(step) = self.settle(row, row.stage, false) {
             self.persist(Write::Settle(Settle { due: self.now().after(PUT_OFF), ..step })).await;
             self.wake.notify_one();
+        }
+    }
+
+    /// Gives back what this process has in hand still, wherever it stands by now.
+    pub(super) async fn give_back(&self, row: &Row) {
+        match self.store.find(row.id).await {
+            Ok(Some(kept)) if kept.held && kept.token == row.token && !kept.stage.is_ended() => {
+                self.put_off(&kept).await;
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::error!(id = %row.id, error = %chain(&error), "it cannot be given back before the next start");
+            }
         }
     }
 
