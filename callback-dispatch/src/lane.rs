@@ -6,11 +6,11 @@ mod rate;
 
 pub(crate) use health::{Breaker, Sign};
 pub(crate) use pool::{Pool, Slot};
+pub(crate) use rate::Rate;
 
 use crate::row::digest;
 use callback_core::Destination;
 use health::Health;
-use rate::Rate;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},

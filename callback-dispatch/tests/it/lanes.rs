@@ -181,6 +181,42 @@ async fn all_of_a_key_grows_old_at_once_in_a_closed_lane() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_waited_for_others_comes_no_faster_than_the_lane_says() {
+    let (sender, mut attempts) = mpsc::unbounded_channel();
+    let begun = Instant::now();
+    let sink = CustomSink::new(move |given| {
+        let sender = sender.clone();
+        async move {
+            if given.dsn.authority() == "slow" {
+                tokio::time::sleep(Duration::from_secs(10)).await;
+            }
+            let _ = sender.send(begun.elapsed().as_secs_f64());
+            Ok(receipt())
+        }
+    });
+    let builder = Dispatcher::builder(MemoryOutbox::new()).sink(sink).clock(TokioClock::default()).in_flight(1);
+    let dispatcher = start(builder.lane_for(dsn("custom://a").destination(), Lane::default().per_second(2.0))).await;
+    let publish = async |to, count: usize| {
+        for number in 0..count {
+            dispatcher.publish(event(to, json!(number))).await.expect("published");
+        }
+    };
+    // So well known that many wait for an attempt at once.
+    publish("custom://a", 3).await;
+    for _ in 0..3 {
+        attempts.recv().await.expect("an attempt");
+    }
+    publish("custom://slow", 1).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    publish("custom://a", 6).await;
+    let first = attempts.recv().await.expect("an attempt");
+    for number in 0..6_u32 {
+        let (second, even) = (attempts.recv().await.expect("an attempt"), first + f64::from(number) * 0.5);
+        assert!((even - 0.11..even + 0.01).contains(&second), "{number} at {second}");
+    }
+}
+
 async fn one_destination_has_a_cap_over_all_callers(home: Home) {
     let (gate, mut watch) = Gate::new();
     let lane = Lane::default().in_flight(2);
