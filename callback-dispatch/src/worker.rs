@@ -28,7 +28,8 @@ pub trait Handler: Send + Sync + 'static {
     /// Does the work.
     async fn run(&self, task: Task) -> Outcome;
 
-    /// Puts a failure of the engine's into the handler's own words. Default: problem details (RFC 9457).
+    /// Puts a failure of the engine's into the handler's own words. Default: problem details (RFC 9457), and so it is if
+    /// this panics, or defers.
     fn failure(&self, task: &Task, failure: &Failure) -> Outcome {
         let _ = task;
         failure.to_outcome()

@@ -14,15 +14,19 @@ use callback_core::{Dsn, ErrorKind, TaskId};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 /// An outbox in memory: for tests and demos. A crash loses what is in it.
 ///
 /// Of the tasks that have ended, and of dead letters, it keeps the last 10,000. Clones share the contents, so that a test can start a second dispatcher
-/// on what the first one left.
+/// on what the first one left; it has one at a time.
 #[derive(Clone, Default)]
-pub struct MemoryOutbox(Arc<Mutex<State>>);
+pub struct MemoryOutbox {
+    state: Arc<Mutex<State>>,
+    /// What a dispatcher has it by: each that is built over it has another.
+    hold: Arc<()>,
+}
 
 /// How many ended rows are kept of those that anybody can ask for.
 const KEPT: usize = 10_000;
@@ -43,6 +47,8 @@ struct State {
     expiring: BTreeSet<(Micros, u64)>,
     ended: VecDeque<u64>,
     next: u64,
+    /// By what its dispatcher has it.
+    held_by: Weak<()>,
 }
 
 /// Whom a row waits for.
@@ -77,7 +83,7 @@ impl MemoryOutbox {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -466,14 +472,19 @@ impl Outbox for MemoryOutbox {}
 
 impl Erase for MemoryOutbox {
     fn erase(&self) -> Erased {
-        Erased(Arc::new(self.clone()))
+        Erased(Arc::new(Self { state: Arc::clone(&self.state), hold: Arc::default() }))
     }
 }
 
 #[async_trait]
 impl Store for MemoryOutbox {
     async fn start(&self) -> Result<(), OutboxError> {
-        self.state().recover();
+        let mut state = self.state();
+        if state.held_by.strong_count() > 0 {
+            return Err(OutboxError::locked("this outbox has a dispatcher already"));
+        }
+        state.held_by = Arc::downgrade(&self.hold);
+        state.recover();
         Ok(())
     }
 
@@ -541,7 +552,12 @@ impl Store for MemoryOutbox {
         Ok(entry.filter(|entry| entry.row.stage == Stage::Dead).and_then(letter))
     }
 
-    async fn close(&self) {}
+    async fn close(&self) {
+        let mut state = self.state();
+        if Weak::ptr_eq(&state.held_by, &Arc::downgrade(&self.hold)) {
+            state.held_by = Weak::new();
+        }
+    }
 }
 
 fn letter(entry: &Entry) -> Option<DeadLetter> {
