@@ -151,7 +151,7 @@ impl Dispatcher {
     /// When the outbox cannot be read.
     pub async fn task(&self, id: TaskId) -> Result<Option<Task>, OutboxError> {
         let row = self.engine().store.find(id).await?.filter(|row| row.work.is_some());
-        Ok(row.map(|row| Task::looked_up(Arc::new(row), self.engine().has_in_hand(id), Arc::clone(self.engine()))))
+        Ok(row.map(|row| Task::looked_up(Arc::new(row), self.engine().has_begun(id), Arc::clone(self.engine()))))
     }
 
     /// Waits until a task is over: with a callback, until it is delivered or dead.

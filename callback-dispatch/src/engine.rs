@@ -106,6 +106,8 @@ pub(crate) struct Hand {
     token: u32,
     dsn: Option<Dsn>,
     cancelled: CancellationToken,
+    /// Whether its handler was called.
+    begun: AtomicBool,
     /// Whether the destination said to another message that this Dsn is no more.
     gone: AtomicBool,
 }
@@ -226,6 +228,7 @@ impl Engine {
             token: row.token,
             dsn: row.dsn.clone(),
             cancelled: CancellationToken::new(),
+            begun: AtomicBool::new(false),
             gone: AtomicBool::new(row.dsn.as_ref().is_some_and(|dsn| state.gone.contains(dsn))),
         });
         let former = state.in_hand.insert(row.id, Arc::clone(&hand));
@@ -257,7 +260,7 @@ impl Engine {
 
     /// Brings a row through its run, and one attempt.
     async fn bring(self: &Arc<Self>, row: Arc<Row>, place: Place, hand: &Arc<Hand>) {
-        let next = if row.stage.is_open() { self.run(&row, place, &hand.cancelled).await } else { Some((row, place)) };
+        let next = if row.stage.is_open() { self.run(&row, place, hand).await } else { Some((row, place)) };
         if let Some((row, place)) = next {
             self.deliver(row, place, hand).await;
         }
@@ -316,8 +319,9 @@ impl Engine {
         self.state().in_hand.len()
     }
 
-    pub(crate) fn has_in_hand(&self, id: TaskId) -> bool {
-        self.state().in_hand.contains_key(&id)
+    /// Whether the handler of this task was called here.
+    pub(crate) fn has_begun(&self, id: TaskId) -> bool {
+        self.state().in_hand.get(&id).is_some_and(|hand| hand.begun.load(Ordering::Acquire))
     }
 
     /// Drops what goes on with a cancelled task.

@@ -1,6 +1,6 @@
 //! A run: from an accepted row to its stored result.
 
-use super::{Engine, Place, WorkerEntry, chain};
+use super::{Engine, Hand, Place, WorkerEntry, chain};
 use crate::{
     EndError, Failure, Interrupted, Outcome, Task, failpoint, measure,
     outbox::{Settle, Write},
@@ -12,11 +12,10 @@ use callback_core::{Message, MessageError};
 use futures_util::FutureExt;
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 /// How long a suspect waits in the store while others wait for their turn in memory.
@@ -24,12 +23,8 @@ const PUT_OFF: Duration = Duration::from_secs(1);
 
 impl Engine {
     /// Runs a task and stores its outcome; the row to be delivered, if there is one and it has a place.
-    pub(super) async fn run(
-        self: &Arc<Self>,
-        row: &Arc<Row>,
-        place: Place,
-        cancelled: &CancellationToken,
-    ) -> Option<(Arc<Row>, Place)> {
+    pub(super) async fn run(self: &Arc<Self>, row: &Arc<Row>, place: Place, hand: &Hand) -> Option<(Arc<Row>, Place)> {
+        let cancelled = &hand.cancelled;
         let worker = self.worker(row.worker.as_deref()?);
         let Some(worker) = worker else {
             self.release(row).await;
@@ -77,6 +72,7 @@ impl Engine {
                     return None;
                 }
                 failpoint::reach("after-run-mark");
+                hand.begun.store(true, Ordering::Release);
                 tokio::select! {
                     biased;
                     () = cancelled.cancelled() => return None,
@@ -123,10 +119,12 @@ impl Engine {
     /// A failure in the handler's words; in the engine's where the handler has none.
     fn words(&self, worker: &WorkerEntry, task: &Task, failure: &Failure) -> Outcome {
         let own = catch_unwind(AssertUnwindSafe(|| worker.handler.failure(task, failure)));
-        own.unwrap_or_else(|_panic| {
-            tracing::error!(task = %task.id(), "the handler panicked when it was to word a failure");
-            failure.to_outcome()
-        })
+        match own {
+            Ok(outcome) if outcome.kind != OutcomeKind::Deferred => return outcome,
+            Ok(_) => tracing::error!(task = %task.id(), "the handler deferred when it was to word a failure"),
+            Err(_panic) => tracing::error!(task = %task.id(), "the handler panicked when it was to word a failure"),
+        }
+        failure.to_outcome()
     }
 
     async fn store_outcome(
@@ -138,9 +136,11 @@ impl Engine {
         place: Place,
     ) -> Option<(Arc<Row>, Place)> {
         let events = task.take_published();
+        let published = events.clone();
         let expires = events.iter().map(|event| event.expires).min();
         if outcome.kind == OutcomeKind::Deferred {
             if self.persist(Write::Defer { id: row.id, token: row.token, events }).await {
+                published.iter().for_each(|event| measure::accepted(event));
                 expires.into_iter().for_each(|expires| self.expiring.expect(expires));
                 self.look_again();
             }
@@ -157,6 +157,7 @@ impl Engine {
             Err(unfit) => {
                 // The engine's own words can be sent.
                 tracing::error!(task = %row.id, failure = %Failure::from(unfit), "no outcome can be sent");
+                self.give_back(row).await;
                 return None;
             }
         };
@@ -169,18 +170,18 @@ impl Engine {
         let place = if next.stage == Stage::Delivering { self.reserve(&next) } else { None };
         next.held = place.is_some();
         let _memory = place.is_none().then(|| self.memory.take_anyway(next.size()));
-        let has_events = !events.is_empty();
         let (id, token, to, held, order) = (row.id, row.token, next.stage, next.held, row.order);
         let write = Write::Result { id, token, to, held, now, result, order, events };
         if !self.persist(write).await {
             return None;
         }
         failpoint::reach("after-result");
+        published.iter().for_each(|event| measure::accepted(event));
         expires.into_iter().for_each(|expires| self.expiring.expect(expires));
         if next.stage.is_ended() {
             self.ended(row.id);
         }
-        if has_events || (next.stage == Stage::Delivering && !next.held) {
+        if !published.is_empty() || (next.stage == Stage::Delivering && !next.held) {
             self.look_again();
         }
         Some((Arc::new(next), place?))
