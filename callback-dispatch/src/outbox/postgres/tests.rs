@@ -10,7 +10,7 @@ use crate::{
     work::Context,
 };
 use callback_core::{ErrorKind, MemorySink, Message, Payload, TaskId};
-use futures_util::future::join_all;
+use futures_util::{StreamExt, future::join_all, stream::FuturesUnordered};
 use sqlx::{AssertSqlSafe, Connection as _, Executor, PgConnection};
 use std::{
     collections::BTreeSet,
@@ -374,6 +374,24 @@ async fn who_waits_for_anothers_lock_fails_alone() {
     assert!(both[0].as_ref().is_err_and(|error| !error.is_unknown() && !error.is_outage()));
     assert!(matches!(both[1], Ok(Written::Done)));
     lock.rollback().await.expect("unlocked");
+}
+
+#[tokio::test]
+async fn where_all_is_locked_it_is_an_outage_and_is_told_soon() {
+    let Some(schema) = Schema::new().await else { return };
+    let outbox = schema.open().await;
+    let mut stranger = schema.stranger().await;
+    let mut lock = stranger.begin().await.expect("a transaction");
+    lock.execute("LOCK TABLE callback_outbox IN ACCESS EXCLUSIVE MODE").await.expect("locked");
+    let rows: Vec<Row> = (0..500).map(|_| task("a")).collect();
+    let mut stored: FuturesUnordered<_> = rows.iter().map(|row| insert(&outbox, row)).collect();
+    let first = stored.next().await.expect("an answer");
+    assert!(first.is_err_and(|error| error.is_outage() && !error.is_unknown()));
+    lock.rollback().await.expect("unlocked");
+    while let Some(stored) = stored.next().await {
+        assert!(stored.as_ref().map_or_else(OutboxError::is_outage, Written::is_done), "{stored:?}");
+    }
+    insert(&outbox, &task("a")).await.expect("stored");
 }
 
 /// A message of one key.

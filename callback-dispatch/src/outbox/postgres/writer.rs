@@ -26,6 +26,9 @@ use tokio::{
 /// The most writes of one transaction.
 const BATCH: usize = 512;
 
+/// How often a full batch is halved until one write is left.
+const HALVINGS: u32 = BATCH.ilog2() + 1;
+
 /// More than can wait: what a dispatcher has in hand, and what it accepts, is bounded in bytes.
 const QUEUE: usize = 1 << 17;
 
@@ -120,12 +123,20 @@ impl Task {
     /// Stores a batch, halving it in order for as long as one write of it is to blame.
     async fn store_batch(&mut self, batch: impl Iterator<Item = Job>) {
         let mut parts: Vec<(Vec<Write>, Vec<Answer>)> = vec![batch.filter_map(|job| self.aside.pass(job)).unzip()];
+        let mut locked = 0;
         while let Some((mut writes, mut answers)) = parts.pop() {
             if writes.is_empty() {
                 continue;
             }
+            if locked > HALVINGS {
+                // Not a row of one write is locked, but all that is tried.
+                let error = OutboxError::not_stored("the tables are locked");
+                answers.into_iter().for_each(|answer| answer.give(Err(error.clone())));
+                continue;
+            }
             match self.database.store(&writes).await {
                 Ok(Applied { written, taken }) => {
+                    locked = 0;
                     self.aside.note(&taken);
                     for (job, written) in writes.into_iter().zip(answers).zip(written) {
                         match written {
@@ -135,11 +146,13 @@ impl Task {
                     }
                 }
                 Err(failed) if failed.blame != Blame::All && writes.len() > 1 => {
+                    locked += u32::from(failed.blame == Blame::Lock);
                     let half = writes.len() / 2;
                     parts.push((writes.split_off(half), answers.split_off(half)));
                     parts.push((writes, answers));
                 }
                 Err(failed) if failed.blame == Blame::Lock => {
+                    locked += 1;
                     writes.into_iter().zip(answers).for_each(|job| self.aside.push(job));
                 }
                 Err(failed) => answers.into_iter().for_each(|answer| answer.give(Err(failed.error.clone()))),
