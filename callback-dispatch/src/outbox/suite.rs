@@ -308,7 +308,8 @@ async fn one_of_a_key_is_due_at_a_time(store: &dyn Store) {
 }
 
 async fn what_a_key_held_back_has_its_age_from_its_turn_on(store: &dyn Store) {
-    let ends: [(u8, fn(&Row, Micros) -> Write); 4] = [
+    type End = fn(&Row, Micros) -> Write;
+    let ends: [(u8, End); 4] = [
         (0, |row, now| Write::Settle(Settle { now, ..settle(row, Stage::Dead) })),
         (1, |row, now| Write::Cancel { id: row.id, now }),
         (2, |row, now| Write::Bury { dsn: DSN.parse().expect("a Dsn"), now, limit: usize::from(row.held) }),

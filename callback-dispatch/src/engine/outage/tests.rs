@@ -5,7 +5,7 @@ use crate::{
     clock::Micros,
     dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
     lane::OpenBreaker,
-    outbox::{Done, Erase, Erased, NotQueued, Store, Write, Written},
+    outbox::{Done, Erase, Erased, NotQueued, Store, Write},
     row::Row,
 };
 use async_trait::async_trait;
@@ -63,7 +63,7 @@ impl Store for Failing {
         &self,
         connection: crate::transaction::Connection<'_>,
         row: Arc<Row>,
-    ) -> Result<Written, AcceptError> {
+    ) -> Result<crate::outbox::Written, AcceptError> {
         self.inner.insert_in(connection, row).await
     }
 
