@@ -8,8 +8,7 @@ use crate::{
     clock::Micros,
     engine::{Engine, Expiring, Outage},
     failpoint,
-    lane::Bounds,
-    lane::{Lanes, Pool},
+    lane::{Bounds, Lanes, OpenBreaker, Pool},
     measure,
     notice::Notices,
     outbox::{Store, Write, Written, write},
@@ -133,9 +132,14 @@ impl Dispatcher {
     /// `SqliteOutbox::path` names, for PostgreSQL on the database and schema of the outbox.
     /// How durable the commit is, its connection's settings say.
     ///
+    /// In PostgreSQL an ordering key needs `READ COMMITTED`, the default. It is the transaction's until that ends: other
+    /// messages of the key, and other requests under the idempotency key, wait for it, and are refused after 5 s. Nothing
+    /// else waits.
+    ///
     /// # Errors
     /// When it was not accepted: [`AcceptError::OtherDatabase`] for a transaction of another kind. After
-    /// [`AcceptError::Outbox`] PostgreSQL commits nothing of the transaction.
+    /// [`AcceptError::Outbox`] roll back: PostgreSQL commits nothing of the transaction, unless it was the isolation
+    /// level that was refused.
     #[cfg(any(feature = "sqlite", feature = "postgres"))]
     pub async fn publish_in(&self, transaction: &mut impl Transaction, event: Event) -> Result<MessageId, AcceptError> {
         self.engine().publish_in(transaction.connection(), event).await
@@ -147,7 +151,7 @@ impl Dispatcher {
     /// When the outbox cannot be read.
     pub async fn task(&self, id: TaskId) -> Result<Option<Task>, OutboxError> {
         let row = self.engine().store.find(id).await?.filter(|row| row.work.is_some());
-        Ok(row.map(|row| Task::looked_up(Arc::new(row), self.engine().has_in_hand(id), Arc::clone(self.engine()))))
+        Ok(row.map(|row| Task::looked_up(Arc::new(row), self.engine().has_begun(id), Arc::clone(self.engine()))))
     }
 
     /// Waits until a task is over: with a callback, until it is delivered or dead.
@@ -177,6 +181,9 @@ impl Dispatcher {
     }
 
     /// Ends a task: its run is dropped, and its Dsn is not told.
+    ///
+    /// Of several processes on a database only this one hears of it. What another has in hand goes on there, a run to its
+    /// end, a message through one attempt; nothing of it is stored.
     ///
     /// # Errors
     /// When it is over, unknown, or the outbox failed.
@@ -485,7 +492,6 @@ impl DispatcherBuilder {
             accepting: Pool::waking(self.accepting, &wake),
             attempts: Semaphore::new(in_flight),
             doubtful: Semaphore::new(in_flight.div_ceil(2)),
-            suspects: Semaphore::new(1),
             state: Mutex::default(),
             wake,
             claims: AtomicU32::new(0),
@@ -498,7 +504,7 @@ impl DispatcherBuilder {
             runtime: runtime::Handle::current(),
         });
         let now = engine.now();
-        for open in &breakers {
+        for open in breakers.iter().filter(|open| open.until.after(OpenBreaker::KEPT) >= now) {
             engine.lanes.restore(open, open.until.since(now));
             measure::breaker_opened();
         }

@@ -21,7 +21,7 @@ use crate::{
     clock::Micros,
     lane::{Lanes, OpenLane, Pool, Slot},
     notice::Notices,
-    outbox::{Lease, Settle, Store, Write, Written},
+    outbox::{Lease, Store, Write, Written},
     row::Row,
 };
 use callback_core::{Dsn, DsnError, Keys, Schedule, Sink, TaskId};
@@ -90,8 +90,6 @@ pub(crate) struct Engine {
     pub(crate) doubtful: Semaphore,
     /// Bytes of rows that wait to be stored for the first time.
     pub(crate) accepting: Arc<Pool>,
-    /// Those who may have taken a process down run one at a time, so that none is blamed for another.
-    pub(crate) suspects: Semaphore,
     /// No new work, no new run, no new attempt.
     pub(crate) closing: CancellationToken,
     /// Runs and attempts in flight end.
@@ -119,6 +117,8 @@ pub(crate) struct Hand {
     lease: Lease,
     dsn: Option<Dsn>,
     cancelled: CancellationToken,
+    /// Whether its handler was called.
+    begun: AtomicBool,
     /// Whether the destination said to another message that this Dsn is no more.
     gone: AtomicBool,
 }
@@ -145,8 +145,15 @@ pub(crate) struct WorkerEntry {
     pub(crate) interrupted: Interrupted,
     pub(crate) time_limit: Duration,
     pub(crate) runs: Semaphore,
+    /// Those who may have taken a process down run one at a time, so that none is blamed for another of the worker.
+    pub(crate) suspects: Semaphore,
+    /// Those of them that wait for their turn here; the others wait in the store.
+    pub(crate) waiting_suspects: Semaphore,
     slots: Arc<Pool>,
 }
+
+/// How many suspects of a worker wait in memory. They have no place there: others run meanwhile.
+const WAITING_SUSPECTS: usize = 4;
 
 impl WorkerEntry {
     pub(crate) fn new(
@@ -158,7 +165,8 @@ impl WorkerEntry {
     ) -> Self {
         let runs = Semaphore::new(concurrency.min(Semaphore::MAX_PERMITS));
         let slots = Pool::waking(concurrency.saturating_mul(4), wake);
-        Self { handler, interrupted, time_limit, runs, slots }
+        let (suspects, waiting_suspects) = (Semaphore::new(1), Semaphore::new(WAITING_SUSPECTS));
+        Self { handler, interrupted, time_limit, runs, suspects, waiting_suspects, slots }
     }
 }
 
@@ -251,6 +259,7 @@ impl Engine {
             lease,
             dsn: row.dsn.clone(),
             cancelled: CancellationToken::new(),
+            begun: AtomicBool::new(false),
             gone: AtomicBool::new(row.dsn.as_ref().is_some_and(|dsn| state.gone.contains(dsn))),
         });
         let former = state.in_hand.insert(row.id, Arc::clone(&hand));
@@ -265,7 +274,7 @@ impl Engine {
         self.tasks.spawn_on(Arc::clone(self).drive(row, place, hand).instrument(span), &self.runtime);
     }
 
-    /// Brings a row as far as it goes now: through its run, and one attempt.
+    /// Brings a row as far as it goes now, and lets go of it.
     async fn drive(self: Arc<Self>, row: Arc<Row>, place: Place, hand: Arc<Hand>) {
         let (id, token) = (row.id, row.token);
         let driven = AssertUnwindSafe(async {
@@ -277,17 +286,16 @@ impl Engine {
         });
         let _in_hand = InHand { engine: &self, id, hand: &hand };
         if driven.catch_unwind().await.is_err() {
-            self.put_off(id, token).await;
+            tracing::error!(%id, "what goes on with a task or event panicked: it is tried again later");
+            self.give_back_held(id, token).await;
         }
     }
 
-    /// Gives a row back to the store that nobody goes on with, since something of the user's panicked: for later.
-    async fn put_off(&self, id: TaskId, token: u32) {
-        tracing::error!(%id, "what goes on with a task or event panicked: it is tried again later");
+    /// Gives back to the store, for later, what this process has in hand still, wherever it stands by now.
+    async fn give_back_held(&self, id: TaskId, token: u32) {
         let Some(Some(found)) = self.find_until_read(id).await else { return };
-        if found.token == token && found.held {
-            let step = self.settle(&found, found.stage, false);
-            self.persist(Write::Settle(Settle { due: self.now().after(AFTER_A_PANIC), ..step })).await;
+        if found.token == token && found.held && !found.stage.is_ended() {
+            self.put_off(&found, AFTER_A_PANIC).await;
         }
     }
 
@@ -359,8 +367,9 @@ impl Engine {
         self.state().in_hand.len()
     }
 
-    pub(crate) fn has_in_hand(&self, id: TaskId) -> bool {
-        self.state().in_hand.contains_key(&id)
+    /// Whether the handler of this task was called here.
+    pub(crate) fn has_begun(&self, id: TaskId) -> bool {
+        self.state().in_hand.get(&id).is_some_and(|hand| hand.begun.load(Ordering::Acquire))
     }
 
     /// Drops what goes on with a cancelled task.

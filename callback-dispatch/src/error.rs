@@ -17,6 +17,9 @@ pub enum AcceptError {
     /// The task that was to publish is over.
     #[error("the task is over")]
     Ended,
+    /// A value that was kept beside the request ([`Work::extension`](crate::Work::extension)) is nested too deeply.
+    #[error("an extension is nested too deeply")]
+    Extension,
     /// The Dsn cannot be used.
     #[error(transparent)]
     Dsn(#[from] DsnError),

@@ -70,6 +70,8 @@ impl Event {
     }
 
     /// Gives it up if it is not delivered by then: it is not attempted any more, and is no dead letter. Default: never.
+    ///
+    /// An attempt that has begun goes on.
     pub fn expires_in(mut self, time: Duration) -> Self {
         self.expires_in = Some(time);
         self

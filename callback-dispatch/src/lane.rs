@@ -6,11 +6,11 @@ mod rate;
 
 pub(crate) use health::{Breaker, Sign};
 pub(crate) use pool::{Pool, Slot};
+pub(crate) use rate::Rate;
 
 use crate::row::digest;
 use callback_core::Destination;
 use health::Health;
-use rate::Rate;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -110,6 +110,11 @@ pub(crate) struct OpenBreaker {
     pub(crate) until: crate::clock::Micros,
 }
 
+impl OpenBreaker {
+    /// For how long it is remembered after its pause, though nobody tried the lane again.
+    pub(crate) const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+}
+
 /// What all lanes are bounded by.
 #[derive(Debug)]
 pub(crate) struct Bounds {
@@ -135,9 +140,33 @@ impl Bounds {
 #[derive(Debug)]
 pub(crate) struct Lanes {
     bounds: Bounds,
-    open: Mutex<HashMap<LaneKey, Arc<OpenLane>>>,
-    hosts: Mutex<HashMap<Destination, Arc<Host>>>,
+    open: Mutex<Known<LaneKey, OpenLane>>,
+    hosts: Mutex<Known<Destination, Host>>,
     wake: Arc<Notify>,
+}
+
+/// What is in use, and what is idle and not forgotten yet.
+#[derive(Debug)]
+struct Known<K, V> {
+    all: HashMap<K, Arc<V>>,
+    /// With so many, idle ones are looked for: twice as many as were in use then, so that each is looked at a few times.
+    look_at: usize,
+}
+
+impl<K, V> Default for Known<K, V> {
+    fn default() -> Self {
+        Self { all: HashMap::new(), look_at: IDLE_LANES }
+    }
+}
+
+impl<K, V> Known<K, V> {
+    /// Forgets what is idle, where there is much.
+    fn make_room(&mut self, is_in_use: impl Fn(&Arc<V>) -> bool) {
+        if self.all.len() >= self.look_at {
+            self.all.retain(|_, value| is_in_use(value));
+            self.look_at = (2 * self.all.len()).max(IDLE_LANES);
+        }
+    }
 }
 
 /// What all lanes to one destination share.
@@ -208,16 +237,12 @@ impl Lanes {
 
     fn get_or_open(&self, key: &LaneKey, health: impl FnOnce() -> Health) -> Arc<OpenLane> {
         let mut open = lock(&self.open);
-        if let Some(lane) = open.get(key) {
+        if let Some(lane) = open.all.get(key) {
             return Arc::clone(lane);
         }
-        if open.len() >= IDLE_LANES {
-            let now = Instant::now();
-            // Whoever is about to take a slot holds the lane.
-            open.retain(|_, lane| {
-                lane.slots.used() > 0 || Arc::strong_count(lane) > 1 || lane.closed_until(now).is_some()
-            });
-        }
+        let now = Instant::now();
+        // Whoever is about to take a slot holds the lane.
+        open.make_room(|lane| lane.slots.used() > 0 || Arc::strong_count(lane) > 1 || lane.closed_until(now).is_some());
         let bounds = self.bounds.of(&key.destination);
         let health = health();
         let lane = Arc::new(OpenLane {
@@ -228,29 +253,27 @@ impl Lanes {
             host: self.host(&key.destination, bounds.in_flight),
             bounds,
         });
-        open.insert(key.clone(), Arc::clone(&lane));
+        open.all.insert(key.clone(), Arc::clone(&lane));
         lane
     }
 
     fn host(&self, destination: &Destination, lane: usize) -> Arc<Host> {
         let mut hosts = lock(&self.hosts);
-        if let Some(host) = hosts.get(destination) {
+        if let Some(host) = hosts.all.get(destination) {
             return Arc::clone(host);
         }
-        if hosts.len() >= IDLE_LANES {
-            hosts.retain(|_, host| Arc::strong_count(host) > 1);
-        }
+        hosts.make_room(|host| Arc::strong_count(host) > 1);
         let in_flight = self.bounds.host_in_flight.max(lane).min(Semaphore::MAX_PERMITS);
         let rate = Rate::new(self.bounds.host_per_second);
         let host = Arc::new(Host { attempts: Semaphore::new(in_flight), rate });
-        hosts.insert(destination.clone(), Arc::clone(&host));
+        hosts.all.insert(destination.clone(), Arc::clone(&host));
         host
     }
 
     /// How much is in memory, over all lanes and in the fullest of them.
     pub(crate) fn depths(&self) -> (usize, usize) {
         let open = lock(&self.open);
-        let used = open.values().map(|lane| lane.slots.used());
+        let used = open.all.values().map(|lane| lane.slots.used());
         used.fold((0, 0), |(all, most), used| (all + used, most.max(used)))
     }
 
@@ -259,7 +282,7 @@ impl Lanes {
         let now = Instant::now();
         let mut opens: Option<Instant> = None;
         let open = lock(&self.open);
-        let left_out = open.iter().filter(|(_, lane)| {
+        let left_out = open.all.iter().filter(|(_, lane)| {
             let closed_until = lane.closed_until(now);
             opens = opens.into_iter().chain(closed_until).min();
             closed_until.is_some() || lane.slots.is_full()
@@ -404,8 +427,21 @@ mod tests {
         for number in 0..3 * IDLE_LANES {
             drop(lanes.reserve(&key(&format!("https://host{number}:443"))));
         }
-        assert!(lock(&lanes.open).len() <= IDLE_LANES);
-        assert!(lock(&lanes.hosts).len() <= IDLE_LANES + 1);
+        assert!(lock(&lanes.open).all.len() <= IDLE_LANES);
+        assert!(lock(&lanes.hosts).all.len() <= IDLE_LANES + 1);
         assert!(lanes.reserve(&key("https://closed:443")).is_none());
+    }
+
+    #[test]
+    fn lanes_in_use_are_not_looked_through_for_each_new_one() {
+        let lanes = lanes(Lane::default());
+        let mut looks = std::collections::BTreeSet::new();
+        let _slots: Vec<_> = (0..8 * IDLE_LANES)
+            .map(|number| {
+                looks.insert(lock(&lanes.open).look_at);
+                lanes.reserve(&key(&format!("https://host{number}:443"))).expect("a place")
+            })
+            .collect();
+        assert_eq!(looks.into_iter().collect::<Vec<_>>(), [1, 2, 4, 8].map(|times| times * IDLE_LANES));
     }
 }

@@ -44,7 +44,8 @@ pub enum Notice {
     },
     /// A destination said that a Dsn is no more; other messages on their way to it are given up unattempted.
     ///
-    /// They are dead letters of the kind [`ErrorKind::Gone`], and have no notices of their own.
+    /// They are dead letters of the kind [`ErrorKind::Gone`], and have no notices of their own. What another process on the
+    /// database has in hand is attempted there, and given up by the answer to it.
     #[non_exhaustive]
     Gone {
         /// The Dsn; it masks what is secret in it.

@@ -66,7 +66,7 @@ pub(crate) trait Store: fmt::Debug + Send + Sync + 'static {
     /// When the next row that nobody holds is due, after `after`.
     async fn next_due(&self, after: Micros) -> Result<Option<Micros>, OutboxError>;
 
-    /// When the next pending row expires.
+    /// When the next pending row expires that no other process has in hand.
     async fn next_expiry(&self) -> Result<Option<Micros>, OutboxError>;
 
     /// The row of this id.
@@ -84,7 +84,7 @@ pub(crate) trait Store: fmt::Debug + Send + Sync + 'static {
     /// How many rows nobody holds, and when the first of those that are due by `now` was due.
     async fn depth(&self, now: Micros) -> Result<(u64, Option<Micros>), OutboxError>;
 
-    /// The breakers that were open when last heard of.
+    /// The breakers that were open when last heard of; what cannot be read is left out.
     async fn breakers(&self) -> Result<Vec<OpenBreaker>, OutboxError>;
 
     /// A page of dead letters; what cannot be read is left out of it.
@@ -188,15 +188,17 @@ pub(crate) enum Write {
         now: Micros,
         limit: usize,
     },
-    /// Ends what is not over by now.
+    /// Ends what is not over by now, and that no other process has in hand.
     Expire {
         now: Micros,
         limit: usize,
     },
-    /// Deletes what has ended before then, but for dead rows; what has an idempotency key has a time of its own.
+    /// Deletes what has ended before then, but for dead rows; what has an idempotency key has a time of its own, and so
+    /// have breakers.
     Clean {
         before: Micros,
         keyed_before: Micros,
+        breakers_before: Micros,
         limit: usize,
     },
     /// Takes due rows into the caller's hands.
@@ -352,7 +354,10 @@ impl OutboxError {
     }
 
     /// This write was not stored, whatever becomes of others.
-    #[cfg_attr(not(feature = "sqlite"), expect(dead_code, reason = "memory stores everything"))]
+    #[cfg_attr(
+        not(any(feature = "sqlite", feature = "postgres")),
+        expect(dead_code, reason = "memory stores everything")
+    )]
     pub(crate) fn refused(source: impl Into<BoxError>) -> Self {
         Self { kind: OutboxErrorKind::Refused, source: source.into().into() }
     }

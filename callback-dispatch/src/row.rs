@@ -26,7 +26,7 @@ pub(crate) struct Row {
     /// Failed attempts of this delivery.
     pub(crate) attempts: u32,
     pub(crate) accepted_at: Micros,
-    /// When the delivery was first due: its age counts from here.
+    /// When the delivery was first due: its age counts from here. With an order, when it became the first of its key.
     pub(crate) first_due: Micros,
     /// When the task ends by itself; never, if nobody asked for it.
     pub(crate) expires: Micros,

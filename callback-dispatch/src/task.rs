@@ -34,7 +34,8 @@ struct Inner {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum TaskState {
-    /// Stored, and not begun.
+    /// Stored, and not begun here. In another process on the database it may run, unless a mark is stored before its runs:
+    /// [`Interrupted::Report`](crate::Interrupted::Report).
     Accepted,
     /// Its handler runs, or the work is done elsewhere.
     Running,

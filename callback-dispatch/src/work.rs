@@ -101,7 +101,7 @@ impl Work {
         self
     }
 
-    /// Keeps a value beside the request for the handler, under a name.
+    /// Keeps a value beside the request for the handler, under a name: nested 100 deep at most.
     pub fn extension(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
         self.context.extensions.insert(name.into(), value.into());
         self

@@ -18,7 +18,8 @@ use std::{fmt, sync::Arc, time::Duration};
 /// each `Into<Payload>`: JSON values, texts, bytes, problems, [`Payload`](callback_core::Payload)s.
 ///
 /// # Cancellation
-/// The future is dropped when the task is cancelled, when its time is over, and when the dispatcher closes.
+/// The future is dropped when the task is cancelled, when its time is over, and when the dispatcher closes. A cancel in
+/// another process on the database is not heard of: the run goes on, and what it came to is not stored.
 ///
 /// # Panics
 /// A panic ends the run as [`Failure::Panicked`], and nothing else.
@@ -27,7 +28,8 @@ pub trait Handler: Send + Sync + 'static {
     /// Does the work.
     async fn run(&self, task: Task) -> Outcome;
 
-    /// Puts a failure of the engine's into the handler's own words. Default: problem details (RFC 9457).
+    /// Puts a failure of the engine's into the handler's own words. Default: problem details (RFC 9457), and so it is if
+    /// this panics, or defers.
     fn failure(&self, task: &Task, failure: &Failure) -> Outcome {
         let _ = task;
         failure.to_outcome()
@@ -53,7 +55,8 @@ pub enum Interrupted {
     Report,
     /// It is run again: the handler is idempotent under the task's id.
     ///
-    /// A task that takes its process down is started three times, and reported then.
+    /// A task that takes its process down is started three times, and reported then. Whatever was in hand at two of these
+    /// ends, begun or not, is suspected: of a worker's suspects one runs at a time, beside all that is new.
     RunAgain,
 }
 

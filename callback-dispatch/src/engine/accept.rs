@@ -12,11 +12,15 @@ use crate::{
 };
 use callback_core::{Acknowledgment, Dsn, Message, MessageId, TaskId};
 use futures_util::FutureExt;
+use serde_json::Value;
 use std::{sync::Arc, time::Duration};
 use tokio::sync::oneshot;
 
 /// What an overloaded dispatcher tells its clients to wait.
 const OVERLOADED: Duration = Duration::from_secs(1);
+
+/// How deep an extension is nested at most: JSON is not read back beyond 127, the request around it included.
+const DEEPEST: usize = 100;
 
 impl Engine {
     /// Stores a task and hands it on.
@@ -70,6 +74,9 @@ impl Engine {
         self.check_size(payload.body().len())?;
         if let Some(dsn) = &dsn {
             self.check(dsn)?;
+        }
+        if context.extensions.values().any(|value| !is_nested_within(value, DEEPEST)) {
+            return Err(AcceptError::Extension);
         }
         let id = TaskId::new();
         if context.correlation_id.is_some() || !context.pass_on.is_empty() {
@@ -201,4 +208,13 @@ impl Engine {
         let closed = || Err(AcceptError::Outbox(OutboxError::unknown("the outbox was closed")));
         receiver.await.unwrap_or_else(|_| closed())
     }
+}
+
+fn is_nested_within(value: &Value, depth: usize) -> bool {
+    let mut inner: Box<dyn Iterator<Item = &Value>> = match value {
+        Value::Array(values) => Box::new(values.iter()),
+        Value::Object(members) => Box::new(members.values()),
+        _ => return true,
+    };
+    depth > 0 && inner.all(|value| is_nested_within(value, depth - 1))
 }

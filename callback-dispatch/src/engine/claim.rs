@@ -175,7 +175,8 @@ impl Engine {
         }
     }
 
-    fn place(&self, row: &Row) -> Option<Place> {
+    /// A place in memory, whether there is room or not.
+    pub(super) fn place(&self, row: &Row) -> Option<Place> {
         let memory = self.memory.take_anyway(row.size());
         if row.stage.is_open() {
             let slots = Arc::clone(&self.state().workers.get(row.worker.as_ref()?)?.slots);

@@ -5,7 +5,7 @@ use crate::{
     Notice, OutboxError,
     clock::Micros,
     failpoint,
-    lane::{Breaker, LanePermit, OpenBreaker, OpenLane, Sign},
+    lane::{Breaker, LanePermit, OpenBreaker, OpenLane, Rate, Sign},
     measure,
     outbox::{Settle, Write, Written},
     row::{FailedRow, Row},
@@ -155,18 +155,27 @@ impl Engine {
     /// Waits for all that an attempt needs; none if the lane is closed.
     async fn places<'a>(&'a self, lane: &'a Arc<OpenLane>) -> Option<Places<'a>> {
         let permit = lane.enter().await?;
-        for rate in lane.rate.iter().chain(&lane.host.rate) {
-            if lane.closed_until(Instant::now()).is_some() {
+        let rates = || lane.rate.iter().chain(&lane.host.rate);
+        loop {
+            for rate in rates() {
+                if lane.closed_until(Instant::now()).is_some() {
+                    return None;
+                }
+                rate.wait().await;
+            }
+            let host = lane.host.attempts.acquire().await.ok()?;
+            // What hangs must not take the place of what goes well.
+            let doubtful = if lane.is_doubtful() { Some(self.doubtful.acquire().await.ok()?) } else { None };
+            let all = self.attempts.acquire().await.ok()?;
+            let now = Instant::now();
+            if lane.closed_until(now).is_some() {
                 return None;
             }
-            rate.wait().await;
+            // Last, so that those who waited for the others do not all begin at once. Who is too soon holds nothing up.
+            if Rate::take(rates(), now) {
+                return Some(Places { _lane: permit, _host: host, _doubtful: doubtful, _all: all });
+            }
         }
-        let host = lane.host.attempts.acquire().await.ok()?;
-        // What hangs must not take the place of what goes well.
-        let doubtful = if lane.is_doubtful() { Some(self.doubtful.acquire().await.ok()?) } else { None };
-        let all = self.attempts.acquire().await.ok()?;
-        let is_open = lane.closed_until(Instant::now()).is_none();
-        is_open.then_some(Places { _lane: permit, _host: host, _doubtful: doubtful, _all: all })
     }
 
     /// Takes in what an attempt said of the far end, and stores what the breaker does about it.

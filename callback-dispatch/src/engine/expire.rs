@@ -3,6 +3,7 @@
 use super::Engine;
 use crate::{
     clock::Micros,
+    lane::OpenBreaker,
     outbox::{Write, Written, write},
 };
 use std::{
@@ -83,14 +84,15 @@ impl Engine {
         }
     }
 
-    /// Ends a batch of what has expired; false if the store failed.
+    /// Ends a batch of what has expired; false if nothing was ended: the store failed, or somebody keeps it back.
     async fn expire(&self, now: Micros) -> bool {
         match write(&*self.store, Write::Expire { now, limit: BATCH }).await {
             Ok(Written::Ended(ids)) => {
-                if !ids.is_empty() {
-                    // Some may have held back others of their ordering keys.
-                    self.look_again();
+                if ids.is_empty() {
+                    return false;
                 }
+                // Some may have held back others of their ordering keys.
+                self.look_again();
                 for id in ids {
                     tracing::info!(%id, "a task or event has expired");
                     self.drop_task(id);
@@ -118,7 +120,8 @@ impl Engine {
         while !self.closing.is_cancelled() {
             let now = self.now();
             let (before, keyed_before) = (now.before(self.retention), now.before(self.retention.max(KEYS)));
-            match write(&*self.store, Write::Clean { before, keyed_before, limit: BATCH }).await {
+            let breakers_before = now.before(OpenBreaker::KEPT);
+            match write(&*self.store, Write::Clean { before, keyed_before, breakers_before, limit: BATCH }).await {
                 Ok(Written::Count(count)) if count >= BATCH as u64 => {}
                 Ok(_) => return,
                 Err(error) => {

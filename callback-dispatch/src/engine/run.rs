@@ -12,10 +12,14 @@ use callback_core::{Message, MessageError};
 use futures_util::FutureExt;
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 use tokio::time::timeout;
 use tracing::Instrument;
+
+/// How long a suspect waits in the store while others wait for their turn in memory.
+const PUT_OFF: Duration = Duration::from_secs(1);
 
 impl Engine {
     /// Runs a task and stores its outcome; the row to be delivered, if there is one and it has a place.
@@ -27,12 +31,20 @@ impl Engine {
         };
         let interrupted = row.work.as_ref().and_then(|work| work.context.interrupted).unwrap_or(worker.interrupted);
         let begin = state::begin(row.stage, row.starts, interrupted);
+        let is_suspect = (begin, interrupted) == (Begin::MarkThenRun, Interrupted::RunAgain);
+        let mut place = Some(place);
+        let waiting = if is_suspect { worker.waiting_suspects.try_acquire().ok() } else { None };
+        if is_suspect {
+            place = None;
+            if waiting.is_none() {
+                self.put_off(row, PUT_OFF).await;
+                return None;
+            }
+        }
         let permits = async {
             // A suspect waits for its turn before it takes a run from the others.
-            let alone = match (begin, interrupted) {
-                (Begin::MarkThenRun, Interrupted::RunAgain) => self.suspects.acquire().await.ok(),
-                _ => None,
-            };
+            let alone = if is_suspect { worker.suspects.acquire().await.ok() } else { None };
+            drop(waiting);
             let run = worker.runs.acquire().await.ok();
             // The result could not be stored: those that wait are enough in memory.
             self.outage.over().await;
@@ -51,6 +63,7 @@ impl Engine {
             return None;
         };
 
+        let place = place.or_else(|| self.place(row))?;
         let task = Task::of_run(Arc::clone(row), Arc::clone(self));
         let outcome = match begin {
             Begin::Report => self.words(&worker, &task, &Failure::Interrupted),
@@ -68,6 +81,7 @@ impl Engine {
                     }
                 }
                 failpoint::reach("after-run-mark");
+                hand.begun.store(true, Ordering::Release);
                 tokio::select! {
                     biased;
                     () = hand.cancelled.cancelled() => return None,
@@ -114,10 +128,12 @@ impl Engine {
     /// A failure in the handler's words; in the engine's where the handler has none.
     fn words(&self, worker: &WorkerEntry, task: &Task, failure: &Failure) -> Outcome {
         let own = catch_unwind(AssertUnwindSafe(|| worker.handler.failure(task, failure)));
-        own.unwrap_or_else(|_panic| {
-            tracing::error!(task = %task.id(), "the handler panicked when it was to word a failure");
-            failure.to_outcome()
-        })
+        match own {
+            Ok(outcome) if outcome.kind != OutcomeKind::Deferred => return outcome,
+            Ok(_) => tracing::error!(task = %task.id(), "the handler deferred when it was to word a failure"),
+            Err(_panic) => tracing::error!(task = %task.id(), "the handler panicked when it was to word a failure"),
+        }
+        failure.to_outcome()
     }
 
     async fn store_outcome(
@@ -129,9 +145,11 @@ impl Engine {
         place: Place,
     ) -> Option<(Arc<Row>, Place)> {
         let events = task.take_published();
+        let published = events.clone();
         let expires = events.iter().map(|event| event.expires).min();
         if outcome.kind == OutcomeKind::Deferred {
             if self.persist(Write::Defer { id: row.id, token: row.token, events }).await {
+                published.iter().for_each(|event| measure::accepted(event));
                 expires.into_iter().for_each(|expires| self.expiring.expect(expires));
                 self.look_again();
             }
@@ -148,6 +166,7 @@ impl Engine {
             Err(unfit) => {
                 // The engine's own words can be sent.
                 tracing::error!(task = %row.id, failure = %Failure::from(unfit), "no outcome can be sent");
+                self.give_back_held(row.id, row.token).await;
                 return None;
             }
         };
@@ -160,18 +179,18 @@ impl Engine {
         let place = if next.stage == Stage::Delivering { self.reserve(&next) } else { None };
         next.held = place.is_some();
         let _memory = place.is_none().then(|| self.memory.take_anyway(next.size()));
-        let has_events = !events.is_empty();
         let (id, token, to, held, order) = (row.id, row.token, next.stage, next.held, row.order);
         let write = Write::Result { id, token, to, held, now, result, order, events };
         if !self.persist(write).await {
             return None;
         }
         failpoint::reach("after-result");
+        published.iter().for_each(|event| measure::accepted(event));
         expires.into_iter().for_each(|expires| self.expiring.expect(expires));
         if next.stage.is_ended() {
             self.ended(row.id);
         }
-        if has_events || (next.stage == Stage::Delivering && !next.held) {
+        if !published.is_empty() || (next.stage == Stage::Delivering && !next.held) {
             self.look_again();
         }
         Some((Arc::new(next), place?))
@@ -229,6 +248,13 @@ impl Engine {
     async fn take_mark_off(&self, row: &Row) {
         let marked = Row { stage: Stage::Started, ..Row::clone(row) };
         self.persist(Write::Settle(self.settle(&marked, Stage::Accepted, false))).await;
+    }
+
+    /// Gives a row back to the store for a while.
+    pub(super) async fn put_off(&self, row: &Row, wait: Duration) {
+        let step = self.settle(row, row.stage, false);
+        self.persist(Write::Settle(Settle { due: self.now().after(wait), ..step })).await;
+        self.wake.notify_one();
     }
 
     /// Gives a row back to the store: somebody will claim it.

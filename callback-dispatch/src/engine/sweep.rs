@@ -6,6 +6,7 @@ use crate::{
     measure::{self, Depths},
     outbox::{Write, Written, write},
 };
+use callback_core::TaskId;
 use std::{sync::Arc, time::Duration};
 
 /// How often it is looked for.
@@ -50,15 +51,22 @@ impl Engine {
                 for id in &ended {
                     measure::dead();
                     self.ended(*id);
-                    if let Ok(Some(DeadLetter { id, dsn, kind, attempts, .. })) = self.store.dead_letter(*id).await {
-                        let attempts = u32::try_from(attempts.len()).unwrap_or(u32::MAX);
-                        self.notices.raise(&Notice::Dead { id, destination: dsn.destination(), kind, attempts });
-                    }
+                    self.tell_dead(*id).await;
                 }
-                if ended.len() < AT_ONCE {
+                // As long as any end: each may have held back the next of its key.
+                if ended.is_empty() {
                     break;
                 }
             }
+        }
+    }
+
+    async fn tell_dead(&self, id: TaskId) {
+        let (letter, row) = (self.store.dead_letter(id).await, self.store.find(id).await);
+        if let (Ok(Some(DeadLetter { dsn, kind, .. })), Ok(Some(row))) = (letter, row) {
+            // The letter has the attempts of former deliveries as well.
+            let (destination, attempts) = (dsn.destination(), row.attempts);
+            self.notices.raise(&Notice::Dead { id, destination, kind, attempts });
         }
     }
 }

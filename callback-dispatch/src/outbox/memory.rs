@@ -14,15 +14,19 @@ use callback_core::{Dsn, ErrorKind, TaskId};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 /// An outbox in memory: for tests and demos. A crash loses what is in it.
 ///
 /// Of the tasks that have ended, and of dead letters, it keeps the last 10,000. Clones share the contents, so that a test can start a second dispatcher
-/// on what the first one left.
+/// on what the first one left; it has one at a time.
 #[derive(Clone, Default)]
-pub struct MemoryOutbox(Arc<Mutex<State>>);
+pub struct MemoryOutbox {
+    state: Arc<Mutex<State>>,
+    /// What a dispatcher has it by: each that is built over it has another.
+    hold: Arc<()>,
+}
 
 /// How many ended rows are kept of those that anybody can ask for.
 const KEPT: usize = 10_000;
@@ -43,6 +47,8 @@ struct State {
     expiring: BTreeSet<(Micros, u64)>,
     ended: VecDeque<u64>,
     next: u64,
+    /// By what its dispatcher has it.
+    held_by: Weak<()>,
 }
 
 /// Whom a row waits for.
@@ -79,7 +85,7 @@ impl MemoryOutbox {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -218,6 +224,14 @@ impl State {
         }
     }
 
+    /// The next of its ordering key, and since when that is due.
+    fn behind(&self, id: TaskId) -> Option<(u64, Micros)> {
+        let entry = self.rows.get(self.by_id.get(&id)?)?;
+        let turns = self.turns.get(&entry.row.order?.key)?;
+        let (_, next) = turns.range(entry.turn? + 1..).next()?;
+        Some((*next, self.rows.get(next)?.row.first_due))
+    }
+
     fn release_next(&mut self, key: u64, now: Micros) {
         let Some(entry) = self.rows.get_mut(&key) else { return };
         let Some(order) = entry.row.order else { return };
@@ -231,7 +245,9 @@ impl State {
         let Some(entry) = self.rows.get_mut(&next) else { return };
         if entry.row.stage == Stage::Delivering && entry.row.due == Micros::NEVER {
             let queue = Queue::of(&entry.row);
-            Arc::make_mut(&mut entry.row).due = now;
+            let row = Arc::make_mut(&mut entry.row);
+            // Its age counts from here: it could not be attempted before.
+            (row.due, row.first_due) = (now, now);
             self.unnote_free(&queue, (Micros::NEVER, next));
             self.note_free(next);
         }
@@ -301,7 +317,10 @@ impl State {
             Write::Purge { ids, now } => Written::Count(ids.into_iter().map(|id| u64::from(self.purge(id, now))).sum()),
             Write::Bury { dsn, now, limit } => Written::Ended(self.bury(&dsn, now, limit)),
             Write::Expire { now, limit } => Written::Ended(self.expire(now, limit)),
-            Write::Clean { before, keyed_before, limit } => Written::Count(self.clean(before, keyed_before, limit)),
+            Write::Clean { before, keyed_before, breakers_before, limit } => {
+                self.breakers.retain(|_, open| open.until >= breakers_before);
+                Written::Count(self.clean(before, keyed_before, limit))
+            }
             Write::Claim(claim) => Written::Claimed(self.claim(&claim)),
             Write::GiveBack { claim } => self.give_back(claim),
             Write::Age { lanes, before, now, limit } => self.age(&lanes, before, now, limit),
@@ -413,7 +432,14 @@ impl State {
         let rows = due.filter_map(|(_, key)| self.rows.get(key)).map(|entry| &entry.row);
         let aged: Vec<TaskId> = rows.filter(|row| row.first_due < before).map(|row| row.id).take(limit).collect();
         for id in &aged {
+            let next = self.behind(*id);
             self.change(*id, now, |_| true, |row| row.stage = Stage::Dead);
+            // The lane is to blame that is closed to this one as well: its age goes on.
+            if let Some((next, first_due)) = next
+                && let Some(entry) = self.rows.get_mut(&next)
+            {
+                Arc::make_mut(&mut entry.row).first_due = first_due;
+            }
             if let Some(entry) = self.by_id.get(id).and_then(|key| self.rows.get_mut(key)) {
                 entry.kind = entry.kind.or(Some(ErrorKind::TimedOut));
             }
@@ -472,14 +498,19 @@ impl Outbox for MemoryOutbox {}
 
 impl Erase for MemoryOutbox {
     fn erase(&self) -> Erased {
-        Erased(Arc::new(self.clone()))
+        Erased(Arc::new(Self { state: Arc::clone(&self.state), hold: Arc::default() }))
     }
 }
 
 #[async_trait]
 impl Store for MemoryOutbox {
     async fn start(&self) -> Result<(), OutboxError> {
-        self.state().recover();
+        let mut state = self.state();
+        if state.held_by.strong_count() > 0 {
+            return Err(OutboxError::locked("this outbox has a dispatcher already"));
+        }
+        state.held_by = Arc::downgrade(&self.hold);
+        state.recover();
         Ok(())
     }
 
@@ -551,7 +582,12 @@ impl Store for MemoryOutbox {
         Ok(entry.filter(|entry| entry.row.stage == Stage::Dead).and_then(letter))
     }
 
-    async fn close(&self) {}
+    async fn close(&self) {
+        let mut state = self.state();
+        if Weak::ptr_eq(&state.held_by, &Arc::downgrade(&self.hold)) {
+            state.held_by = Weak::new();
+        }
+    }
 }
 
 fn letter(entry: &Entry) -> Option<DeadLetter> {

@@ -25,7 +25,7 @@ use sqlx::{
     ConnectOptions, Error, PgPool, SqlSafeStr,
     migrate::{MigrateError, Migration, MigrationType, Migrator},
     postgres::{PgConnectOptions, PgPoolOptions},
-    query, query_as,
+    query, query_as, query_scalar,
 };
 use std::{
     borrow::Cow,
@@ -48,7 +48,8 @@ use writer::Writer;
 ///
 /// All tables are called `callback_…`, in the first schema of the connection's `search_path`, and so is the table of
 /// their migrations: a user's own tables and migrations live beside them. To make them, the role needs `CREATE` there
-/// when the first process opens the outbox; afterwards it needs to read and write them.
+/// when the first process opens the outbox, and when the first one of a version with other tables does; afterwards it
+/// needs to read and write them.
 #[derive(Clone)]
 pub struct PostgresOutbox(Arc<Inner>);
 
@@ -165,7 +166,13 @@ impl PostgresOutboxBuilder {
         opened
     }
 
-    /// Opens the outbox through this pool. The outbox uses up to three connections at once, each for one transaction.
+    /// Opens the outbox through this pool.
+    ///
+    /// One connection commits what is written, one renews the lease and looks for the dead, and each read takes one: the
+    /// dispatcher's own, of which a few may meet (what is due, what expires, the depth), and those that are asked for
+    /// (tasks, dead letters, health). None is kept between transactions. Whoever uses up the pool makes them wait: once the
+    /// lease is over, nothing new is begun, and others have the work. Where that may happen, [`connect`](Self::connect)
+    /// has connections of its own.
     ///
     /// # Errors
     /// When the database cannot be reached, its tables cannot be made, are of a newer version, or what it commits would
@@ -225,6 +232,9 @@ async fn migrate(pool: &PgPool) -> Result<(), OutboxError> {
     migrator.dangerous_set_table_name("callback_dispatch_migrations");
     migrator.set_locking(false);
     let migrated = async {
+        if is_migrated(pool, &migrator).await? {
+            return Ok(());
+        }
         let mut transaction = pool.begin().await?;
         query("SELECT pg_advisory_xact_lock($1)").bind(MIGRATION_LOCK).execute(&mut *transaction).await?;
         // Not `run`, whose future the compiler cannot see to be `Send`, <https://github.com/rust-lang/rust/issues/100013>.
@@ -236,6 +246,20 @@ async fn migrate(pool: &PgPool) -> Result<(), OutboxError> {
         MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => not_stored(&error),
         other => OutboxError::not_stored(other),
     })
+}
+
+/// Whether all is there already: the migrator asks for leave to make its own table even then.
+async fn is_migrated(pool: &PgPool, migrator: &Migrator) -> Result<bool, Error> {
+    let exists = "SELECT to_regclass('callback_dispatch_migrations') IS NOT NULL";
+    if !query_scalar(exists).fetch_one(pool).await? {
+        return Ok(false);
+    }
+    let applied = "SELECT version, checksum FROM callback_dispatch_migrations WHERE success ORDER BY version";
+    let applied: Vec<(i64, Vec<u8>)> = query_as(applied).fetch_all(pool).await?;
+    Ok(migrator
+        .iter()
+        .map(|step| (step.version, &*step.checksum))
+        .eq(applied.iter().map(|(version, sum)| (*version, &**sum))))
 }
 
 impl Outbox for PostgresOutbox {}
@@ -279,8 +303,14 @@ impl Store for PostgresOutbox {
     async fn insert_in(&self, connection: Connection<'_>, row: Arc<Row>) -> Result<Written, AcceptError> {
         match connection {
             Connection::Postgres(connection) => {
-                let inserted = apply::insert_in(connection, &self.0.codec, &row).await;
-                inserted.map_err(|error| AcceptError::Outbox(not_stored(&error)))
+                let inserted = async {
+                    if row.order.is_some() && !apply::sees_others(connection).await? {
+                        let reason = "an ordering key needs a transaction that is READ COMMITTED";
+                        return Ok(Err(OutboxError::refused(reason)));
+                    }
+                    apply::insert_in(connection, &self.0.codec, &row).await.map(Ok)
+                };
+                inserted.await.unwrap_or_else(|error| Err(not_stored(&error))).map_err(AcceptError::Outbox)
             }
             #[cfg(feature = "sqlite")]
             other => Err(AcceptError::OtherDatabase { transaction: other.database(), outbox: "PostgreSQL" }),
@@ -292,7 +322,7 @@ impl Store for PostgresOutbox {
     }
 
     async fn next_expiry(&self) -> Result<Option<Micros>, OutboxError> {
-        read::next_expiry(&self.0.pool).await.map_err(|error| not_stored(&error))
+        read::next_expiry(&self.0.pool, self.0.process.id()).await.map_err(|error| not_stored(&error))
     }
 
     async fn find(&self, id: TaskId) -> Result<Option<Row>, OutboxError> {

@@ -37,9 +37,11 @@ const CLAUSES: &[(&str, Clause)] = clauses![
     a_dead_letter_has_its_attempts,
     a_replay_begins_anew,
     one_of_a_key_is_due_at_a_time,
+    what_a_key_held_back_has_its_age_from_its_turn_on,
     one_that_is_dead_stops_its_key_where_it_shall,
     open_breakers_are_kept,
     what_is_old_ends_in_the_lanes_that_are_named,
+    what_its_key_held_back_is_as_old_in_a_lane_that_is_closed,
     the_next_due_time_is_told,
     deferred_work_waits_for_its_result,
     what_is_purged_is_gone_and_lets_its_key_go,
@@ -49,6 +51,7 @@ const CLAUSES: &[(&str, Clause)] = clauses![
     what_is_confirmed_is_stored_and_what_is_not_never_was,
     what_a_claim_took_is_given_back_unless_it_went_on,
     a_claim_takes_what_there_is_room_for_and_one_at_least,
+    breakers_of_long_ago_are_deleted,
 ];
 
 const NOW: Micros = Micros(1_000_000);
@@ -310,6 +313,33 @@ async fn one_of_a_key_is_due_at_a_time(store: &dyn Store) {
     }
 }
 
+async fn what_a_key_held_back_has_its_age_from_its_turn_on(store: &dyn Store) {
+    type End = fn(&Row, Micros) -> Write;
+    let ends: [(u8, End); 4] = [
+        (0, |row, now| Write::Settle(Settle { now, ..settle(row, Stage::Dead) })),
+        (1, |row, now| Write::Cancel { id: row.id, now }),
+        (2, |row, now| Write::Bury { dsn: DSN.parse().expect("a Dsn"), now, limit: usize::from(row.held) }),
+        (3, |row, now| Write::Settle(Settle { now, ..settle(row, Stage::Delivered) })),
+    ];
+    let rows: Vec<Row> = (0..5).map(|number| in_order(number, false)).collect();
+    for row in &rows {
+        insert(store, row).await;
+    }
+    for (number, end) in ends {
+        let (row, next) = (&rows[usize::from(number)], &rows[usize::from(number) + 1]);
+        assert_eq!(kept(store, next.id).await.first_due, next.first_due, "it waits");
+        let now = Micros(NOW.0 + 1 + i64::from(number));
+        let claimed = claim_by(store, now, &[], Vec::new()).await.remove(0);
+        assert_eq!(claimed.id, row.id);
+        // What is buried is in nobody's hands.
+        let released = Settle { attempts: 0, failed: None, kind: None, ..settle(&claimed, Stage::Delivering) };
+        assert!(number != 2 || done(store, Write::Settle(released)).await);
+        write(store, end(&claimed, now)).await.expect("stored");
+        let next = kept(store, next.id).await;
+        assert_eq!((next.due, next.first_due), (now, now));
+    }
+}
+
 async fn one_that_is_dead_stops_its_key_where_it_shall(store: &dyn Store) {
     let rows: Vec<Row> = (0..2).map(|number| in_order(number, true)).collect();
     insert(store, &rows[0]).await;
@@ -347,6 +377,19 @@ async fn what_is_old_ends_in_the_lanes_that_are_named(store: &dyn Store) {
     assert_eq!(kept(store, old.id).await.stage, Stage::Dead);
     assert_eq!(kept(store, young.id).await.stage, Stage::Delivering);
     assert_eq!(kept(store, elsewhere.id).await.stage, Stage::Delivering);
+}
+
+async fn what_its_key_held_back_is_as_old_in_a_lane_that_is_closed(store: &dyn Store) {
+    let rows: Vec<Row> = (1..4)
+        .map(|number| Row { owner: event(DSN).owner, first_due: Micros(NOW.0 - 100), ..in_order(number, false) })
+        .collect();
+    for row in &rows {
+        insert(store, row).await;
+    }
+    for row in &rows {
+        let age = Write::Age { lanes: vec![lane(DSN)], before: Micros(NOW.0 - 50), now: NOW, limit: 10 };
+        assert_eq!(ended(store, age).await, [row.id]);
+    }
 }
 
 async fn the_next_due_time_is_told(store: &dyn Store) {
@@ -418,7 +461,7 @@ async fn what_ended_long_ago_is_deleted(store: &dyn Store) {
     insert(store, &over).await;
     insert(store, &pending).await;
     assert!(done(store, Write::Cancel { id: over.id, now: NOW }).await);
-    let clean = |before| Write::Clean { before, keyed_before: before, limit: 10 };
+    let clean = |before| Write::Clean { before, keyed_before: before, breakers_before: before, limit: 10 };
     assert_eq!(count(store, clean(NOW)).await, 0);
     assert_eq!(count(store, clean(Micros(NOW.0 + 1))).await, 1);
     assert!(find(store, over.id).await.is_none());
@@ -494,6 +537,18 @@ async fn a_claim_takes_what_there_is_room_for_and_one_at_least(store: &dyn Store
     }
 }
 
+async fn breakers_of_long_ago_are_deleted(store: &dyn Store) {
+    for (to, until) in [(DSN, NOW), (OTHER, Micros(NOW.0 + 1))] {
+        assert!(done(store, Write::OpenBreaker(OpenBreaker { lane: lane(to), times: 1, until })).await);
+    }
+    let clean = |breakers_before| Write::Clean { before: NOW, keyed_before: NOW, breakers_before, limit: 10 };
+    count(store, clean(NOW)).await;
+    assert_eq!(store.breakers().await.expect("readable").len(), 2);
+    count(store, clean(Micros(NOW.0 + 1))).await;
+    let kept = store.breakers().await.expect("readable");
+    assert_eq!(kept.iter().map(|it| &it.lane).collect::<Vec<_>>(), [&lane(OTHER)]);
+}
+
 #[tokio::test]
 async fn memory_keeps_every_clause() {
     for (name, clause) in CLAUSES {
@@ -548,9 +603,11 @@ enum Fault {
     LosesAttempts,
     ReplaysNothing,
     IgnoresOrder,
+    AgesWhatWaits,
     NeverStops,
     ForgetsBreakers,
     AgesEveryLane,
+    AgesOneOfAKey,
     TellsNoDueTime,
     DefersNothing,
     PurgesNothing,
@@ -560,6 +617,7 @@ enum Fault {
     ConfirmsEverything,
     GivesNothingBack,
     IgnoresSizes,
+    KeepsBreakers,
 }
 
 /// What breaks, and the clause that must notice.
@@ -578,9 +636,11 @@ const BROKEN: &[(Fault, &str)] = &[
     (Fault::LosesAttempts, "a_dead_letter_has_its_attempts"),
     (Fault::ReplaysNothing, "a_replay_begins_anew"),
     (Fault::IgnoresOrder, "one_of_a_key_is_due_at_a_time"),
+    (Fault::AgesWhatWaits, "what_a_key_held_back_has_its_age_from_its_turn_on"),
     (Fault::NeverStops, "one_that_is_dead_stops_its_key_where_it_shall"),
     (Fault::ForgetsBreakers, "open_breakers_are_kept"),
     (Fault::AgesEveryLane, "what_is_old_ends_in_the_lanes_that_are_named"),
+    (Fault::AgesOneOfAKey, "what_its_key_held_back_is_as_old_in_a_lane_that_is_closed"),
     (Fault::TellsNoDueTime, "the_next_due_time_is_told"),
     (Fault::DefersNothing, "deferred_work_waits_for_its_result"),
     (Fault::PurgesNothing, "what_is_purged_is_gone_and_lets_its_key_go"),
@@ -590,6 +650,7 @@ const BROKEN: &[(Fault, &str)] = &[
     (Fault::IgnoresSizes, "a_claim_takes_what_there_is_room_for_and_one_at_least"),
     (Fault::GivesNothingBack, "what_a_claim_took_is_given_back_unless_it_went_on"),
     (Fault::ConfirmsEverything, "what_is_confirmed_is_stored_and_what_is_not_never_was"),
+    (Fault::KeepsBreakers, "breakers_of_long_ago_are_deleted"),
 ];
 
 /// An outbox in memory with one fault.
@@ -650,16 +711,27 @@ impl Broken {
             (Fault::ExpiresEverything, Write::Expire { limit, .. }) => {
                 Write::Expire { now: Micros(i64::MAX - 1), limit }
             }
-            (Fault::DeletesTooEarly, Write::Clean { before, limit, .. }) => {
+            (Fault::DeletesTooEarly, Write::Clean { before, breakers_before, limit, .. }) => {
                 let before = Micros(before.0 + 1);
-                Write::Clean { before, keyed_before: before, limit }
+                Write::Clean { before, keyed_before: before, breakers_before, limit }
+            }
+            (Fault::KeepsBreakers, Write::Clean { before, keyed_before, limit, .. }) => {
+                Write::Clean { before, keyed_before, breakers_before: Micros(i64::MIN), limit }
             }
             (Fault::LosesAttempts, Write::Settle(step)) => Write::Settle(Settle { failed: None, ..step }),
             (Fault::AgesEveryLane, Write::Age { before, now, limit, .. }) => {
                 Write::Age { lanes: vec![lane(DSN), lane(OTHER)], before, now, limit }
             }
+            // What comes second is young.
+            (Fault::AgesOneOfAKey, Write::Insert(row)) if row.owner.is_some() && self.has_rows() => {
+                Write::Insert(Arc::new(Row { first_due: NOW, ..Row::clone(&row) }))
+            }
             (_, write) => write,
         })
+    }
+
+    fn has_rows(&self) -> bool {
+        self.inner.depth(NOW).now_or_never().and_then(Result::ok).is_some_and(|(rows, _)| rows > 0)
     }
 }
 
@@ -703,7 +775,9 @@ impl Store for Broken {
     }
 
     async fn find(&self, id: TaskId) -> Result<Option<Row>, OutboxError> {
-        self.inner.find(id).await
+        let ages = matches!(self.fault, Fault::AgesWhatWaits);
+        let aged = |row: Row| if ages { Row { first_due: row.accepted_at, ..row } } else { row };
+        Ok(self.inner.find(id).await?.map(aged))
     }
 
     fn is_shared(&self) -> bool {

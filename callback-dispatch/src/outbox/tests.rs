@@ -338,7 +338,7 @@ impl Outboxes {
             Step::Clean { age } => {
                 let before = Micros(self.tick().0 - age);
                 // All that is old: an event that has ended, memory has forgotten already.
-                Write::Clean { before, keyed_before: Micros(before.0 - 10), limit: 100 }
+                Write::Clean { before, keyed_before: Micros(before.0 - 10), breakers_before: before, limit: 100 }
             }
             Step::Recover => Write::Recover,
             Step::PullIn { now, latest } => {

@@ -1,6 +1,6 @@
 //! What is not accepted: nothing of it is stored, nothing is run.
 
-use crate::support::{CustomSink, Gate, Home, dsn, event, receipt, start};
+use crate::support::{CustomSink, Gate, Home, dsn, echo, ended, event, receipt, start};
 use callback_core::{DsnErrorKind, MemorySink};
 use callback_dispatch::{AcceptError, Event, Interrupted, StartError, Work, WorkerError};
 use serde_json::json;
@@ -11,6 +11,7 @@ on_each_outbox!(
     a_body_beyond_the_limit_is_refused,
     what_no_message_could_carry_is_refused,
     after_close_nothing_is_accepted,
+    an_extension_is_kept_unless_it_is_nested_too_deeply,
 );
 
 /// Offers what must be refused to a worker and as an event; the errors, once it is sure that nothing came of it.
@@ -82,6 +83,28 @@ async fn after_close_nothing_is_accepted(home: Home) {
     assert!(matches!(registered, Err(WorkerError::Closed)));
     home.assert_empty().await;
     watch.assert_nobody();
+}
+
+async fn an_extension_is_kept_unless_it_is_nested_too_deeply(home: Home) {
+    let dispatcher = start(home.builder().await).await;
+    let worker = dispatcher.worker("echo", Interrupted::RunAgain).run(echo).expect("registered");
+    let nested = |depth| {
+        (0..depth).fold(json!(1), |inner, level| if level % 2 == 0 { json!([inner]) } else { json!({ "a": inner }) })
+    };
+    let work = |depth| Work::new(json!(1)).extension("deep", nested(depth));
+    let id = worker.accept(work(100)).await.expect("accepted").id();
+    assert_eq!(ended(&dispatcher, id).await.extension("deep"), Some(&nested(100)));
+    let refused = worker.accept(work(101)).await;
+    assert!(matches!(refused, Err(AcceptError::Extension)), "{refused:?}");
+}
+
+#[tokio::test]
+async fn an_outbox_in_memory_has_one_dispatcher_at_a_time() {
+    let home = Home::memory();
+    let first = start(home.builder().await).await;
+    assert!(matches!(home.builder().await.start().await, Err(StartError::Locked(_))));
+    first.close(std::time::Duration::ZERO).await;
+    start(home.builder().await).await;
 }
 
 #[tokio::test]

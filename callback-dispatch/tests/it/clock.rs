@@ -1,8 +1,9 @@
 //! A clock that leaps costs no more than a retry's wait.
 
-use crate::support::{CustomSink, Home, dsn, ended, lived, receipt, start};
-use callback_core::{Schedule, SinkError};
-use callback_dispatch::{Clock, Dispatcher, DispatcherBuilder, Interrupted, TaskState, Work};
+use crate::support::{CustomSink, Home, dsn, ended, event, lived, receipt, start};
+use callback_core::{MemorySink, Schedule, SinkError};
+use callback_dispatch::{Clock, Dispatcher, DispatcherBuilder, Interrupted, MemoryOutbox, TaskState, TokioClock, Work};
+use serde_json::json;
 use std::{
     sync::{
         Arc,
@@ -10,7 +11,7 @@ use std::{
     },
     time::{Duration, SystemTime},
 };
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::sleep};
 
 /// An hour ahead, and more, until it is set back.
 #[derive(Clone, Debug, Default)]
@@ -92,4 +93,43 @@ fn a_clock_that_is_set_back_between_two_lives_does_not_either(home: &Home) {
         let dispatcher = start(builder(home, &clock, &destination).await).await;
         assert_eq!(ended(&dispatcher, id).await.state(), TaskState::Delivered);
     });
+}
+
+/// Panics once when it is told to.
+#[derive(Clone, Debug, Default)]
+struct Breaking {
+    inner: TokioClock,
+    breaks: Arc<AtomicBool>,
+}
+
+impl Clock for Breaking {
+    fn now(&self) -> SystemTime {
+        assert!(!self.breaks.swap(false, Ordering::SeqCst), "it was told to");
+        self.inner.now()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_panics_between_two_steps_is_let_go_of_and_tried_again() {
+    let clock = Breaking::default();
+    let (breaks, attempted) = (Arc::clone(&clock.breaks), Arc::new(AtomicU64::new(0)));
+    let count = Arc::clone(&attempted);
+    let sink = CustomSink::new(move |_| {
+        // The next to ask for the time is the attempt that goes on here.
+        breaks.store(count.fetch_add(1, Ordering::SeqCst) == 0, Ordering::SeqCst);
+        async { Ok(receipt()) }
+    });
+    let dispatcher = start(Dispatcher::builder(MemoryOutbox::new()).sink(sink).clock(clock)).await;
+    dispatcher.publish(event("custom://a", json!(1))).await.expect("published");
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!((attempted.load(Ordering::SeqCst), dispatcher.health().await.in_hand), (2, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_deadline_is_beyond_the_end_of_time() {
+    let sink = MemorySink::new();
+    let builder = Dispatcher::builder(MemoryOutbox::new()).sink(sink.clone()).deadline(Duration::MAX);
+    let dispatcher = start(builder).await;
+    dispatcher.publish(event("memory://a", json!(1))).await.expect("published");
+    sink.next("a").await;
 }

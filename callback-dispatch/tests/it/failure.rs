@@ -54,6 +54,20 @@ impl Handler for Worded {
 /// Panics even when it is asked for words.
 struct Speechless;
 
+/// Defers when it is asked for words.
+struct Deferring;
+
+#[async_trait]
+impl Handler for Deferring {
+    async fn run(&self, task: Task) -> Outcome {
+        obedient(task).await
+    }
+
+    fn failure(&self, _: &Task, _: &Failure) -> Outcome {
+        Outcome::deferred()
+    }
+}
+
 #[async_trait]
 impl Handler for Speechless {
     async fn run(&self, task: Task) -> Outcome {
@@ -113,9 +127,12 @@ async fn a_handler_that_has_no_words_fails_by_the_engines(home: Home) {
     let sink = MemorySink::new();
     let dispatcher = start(home.builder().await.sink(sink.clone()).body_limit(1_000)).await;
     let worker = dispatcher.worker("speechless", Interrupted::RunAgain).run(Speechless).expect("registered");
+    let deferring = dispatcher.worker("deferring", Interrupted::RunAgain).run(Deferring).expect("registered");
     for (told, failure) in [("panic", Failure::Panicked), ("large", Failure::TooLarge { limit: 1_000 })] {
-        accept(&worker, told, "memory://results").await;
-        check(&sink.next("results").await.message, &failure, 500);
+        for worker in [&worker, &deferring] {
+            accept(worker, told, "memory://results").await;
+            check(&sink.next("results").await.message, &failure, 500);
+        }
     }
 }
 

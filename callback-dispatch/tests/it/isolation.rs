@@ -1,8 +1,8 @@
 //! Bounds: between handlers, between destinations, and of memory.
 
-use crate::support::{CustomSink, Gate, Home, accept, dsn, echo, event, receipt, start};
+use crate::support::{CustomSink, Gate, Home, accept, dsn, echo, event, receipt, start, task};
 use callback_core::MemorySink;
-use callback_dispatch::{Interrupted, Lane, Work};
+use callback_dispatch::{Interrupted, Lane, TaskState, Work};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use std::{
@@ -13,6 +13,7 @@ use std::{
 
 on_each_outbox!(
     no_more_tasks_run_at_once_than_the_worker_says,
+    a_task_that_waits_for_a_run_has_not_begun,
     no_more_attempts_are_made_at_once_than_the_lane_says,
     a_lane_may_have_bounds_of_its_own,
     callers_do_not_wait_for_each_other,
@@ -48,6 +49,24 @@ async fn no_more_tasks_run_at_once_than_the_worker_says(home: Home) {
         worker.accept(Work::new(json!(number))).await.expect("accepted");
     }
     most_at_once(&gate, &mut watch, 20, 2).await;
+}
+
+async fn a_task_that_waits_for_a_run_has_not_begun(home: Home) {
+    let (gate, mut watch) = Gate::new();
+    let dispatcher = start(home.builder().await).await;
+    let worker = dispatcher.worker("gate", Interrupted::RunAgain).concurrency(1);
+    let worker = worker.run(gate.handler()).expect("registered");
+    let mut ids = Vec::new();
+    for number in 0..2 {
+        ids.push(worker.accept(Work::new(json!(number))).await.expect("accepted").id());
+    }
+    watch.came().await;
+    for (id, state) in [(ids[0], TaskState::Running), (ids[1], TaskState::Accepted)] {
+        assert_eq!(task(&dispatcher, id).await.state(), state);
+    }
+    gate.open(1);
+    watch.came().await;
+    assert_eq!(task(&dispatcher, ids[1]).await.state(), TaskState::Running);
 }
 
 async fn no_more_attempts_are_made_at_once_than_the_lane_says(home: Home) {

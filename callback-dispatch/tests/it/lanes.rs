@@ -2,7 +2,7 @@
 
 use crate::support::{CustomSink, Gate, Given, Home, dsn, event, killed, lived, receipt, start};
 use callback_core::{MemorySink, Phase, Receipt, Schedule, SinkError};
-use callback_dispatch::{DeadLetterQuery, Dispatcher, Lane, MemoryOutbox, TokioClock};
+use callback_dispatch::{DeadLetterQuery, Dispatcher, Lane, MemoryOutbox, Notice, TokioClock};
 use futures_util::future::{join_all, pending};
 use serde_json::json;
 use std::{
@@ -148,6 +148,71 @@ async fn no_more_attempts_are_begun_a_second_to_one_host_over_all_callers() {
     }
     for number in 0..5_u32 {
         let (second, even) = (attempts.recv().await.expect("an attempt"), f64::from(number) * 0.5);
+        assert!((even - 0.11..even + 0.01).contains(&second), "{number} at {second}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_of_a_key_grows_old_at_once_in_a_closed_lane() {
+    const MANY: usize = 5;
+    let (sender, mut told) = mpsc::unbounded_channel();
+    let begun = Instant::now();
+    let hook = move |notice: &Notice| {
+        if let Notice::Dead { attempts, .. } = notice {
+            let _ = sender.send((begun.elapsed().as_secs(), *attempts));
+        }
+    };
+    let sink = CustomSink::new(|_| async { Err(unreachable()) });
+    let lane = Lane::default().breaker(1, Duration::from_secs(600));
+    let schedule = every(1).give_up_after(Duration::from_secs(90));
+    let builder = Dispatcher::builder(MemoryOutbox::new()).sink(sink).clock(TokioClock::default()).on_notice(hook);
+    let dispatcher = start(builder.lane(lane).schedule(schedule)).await;
+    for number in 0..MANY {
+        dispatcher.publish(event("custom://a", json!(number)).ordering_key("key")).await.expect("published");
+    }
+    for number in 0..MANY {
+        assert_eq!(told.recv().await, Some((120, u32::from(number == 0))));
+    }
+    // The attempts of a former delivery are no longer counted.
+    let letters = dispatcher.dead_letters();
+    assert_eq!(letters.replay_all(&DeadLetterQuery::default()).await.expect("stored"), MANY as u64);
+    for _ in 0..MANY {
+        assert_eq!(told.recv().await, Some((240, 0)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waited_for_others_comes_no_faster_than_the_lane_says() {
+    let (sender, mut attempts) = mpsc::unbounded_channel();
+    let begun = Instant::now();
+    let sink = CustomSink::new(move |given| {
+        let sender = sender.clone();
+        async move {
+            if given.dsn.authority() == "slow" {
+                tokio::time::sleep(Duration::from_secs(10)).await;
+            }
+            let _ = sender.send(begun.elapsed().as_secs_f64());
+            Ok(receipt())
+        }
+    });
+    let builder = Dispatcher::builder(MemoryOutbox::new()).sink(sink).clock(TokioClock::default()).in_flight(1);
+    let dispatcher = start(builder.lane_for(dsn("custom://a").destination(), Lane::default().per_second(2.0))).await;
+    let publish = async |to, count: usize| {
+        for number in 0..count {
+            dispatcher.publish(event(to, json!(number))).await.expect("published");
+        }
+    };
+    // So well known that many wait for an attempt at once.
+    publish("custom://a", 3).await;
+    for _ in 0..3 {
+        attempts.recv().await.expect("an attempt");
+    }
+    publish("custom://slow", 1).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    publish("custom://a", 6).await;
+    let first = attempts.recv().await.expect("an attempt");
+    for number in 0..6_u32 {
+        let (second, even) = (attempts.recv().await.expect("an attempt"), first + f64::from(number) * 0.5);
         assert!((even - 0.11..even + 0.01).contains(&second), "{number} at {second}");
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::support::{CustomSink, Home, accept, ended, event, in_time, receipt, start};
 use callback_core::{Phase, Schedule, SinkError};
-use callback_dispatch::{Interrupted, Lane};
+use callback_dispatch::{Interrupted, Lane, Task};
 use metrics::{
     Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit,
     set_default_local_recorder,
@@ -95,13 +95,13 @@ async fn everything_is_counted_once() {
     in_time(live(&figures)).await;
     for (name, expected) in [
         ("callback_accepted_total{worker=echo}", 1.0),
-        ("callback_published_total{}", 3.0),
-        ("callback_delivered_total{scheme=custom,evidence=acknowledged}", 2.0),
+        ("callback_published_total{}", 4.0),
+        ("callback_delivered_total{scheme=custom,evidence=acknowledged}", 3.0),
         ("callback_attempts_failed_total{scheme=custom,kind=unavailable}", 2.0),
         ("callback_attempts_failed_total{scheme=custom,kind=refused}", 1.0),
         ("callback_dead_total{}", 1.0),
-        ("callback_attempt_seconds{scheme=custom}", 5.0),
-        ("callback_end_to_end_seconds{}", 2.0),
+        ("callback_attempt_seconds{scheme=custom}", 6.0),
+        ("callback_end_to_end_seconds{}", 3.0),
         ("callback_running{}", 0.0),
         ("callback_attempts_in_flight{}", 0.0),
         ("callback_breakers_open{}", 1.0),
@@ -131,14 +131,18 @@ async fn live(figures: &Figures) {
     let schedule = Schedule::new([Duration::from_millis(1)]).expect("valid");
     let builder = Home::memory().builder().await.sink(sink).schedule(schedule);
     let dispatcher = start(builder.lane(Lane::default().breaker(1, Duration::from_secs(600)))).await;
-    let worker = dispatcher.worker("echo", Interrupted::RunAgain).run(crate::support::echo).expect("registered");
+    let worker = dispatcher.worker("echo", Interrupted::RunAgain).run(|task: Task| async move {
+        task.publish(event("custom://well", json!(4))).expect("it can be sent");
+        crate::support::echo(task).await
+    });
+    let worker = worker.expect("registered");
     ended(&dispatcher, accept(&worker, 0, "custom://well").await).await;
     for (to, number) in [("custom://well", 1), ("custom://refuses", 2), ("custom://down", 3)] {
         dispatcher.publish(event(to, json!(number))).await.expect("published");
     }
     // The last one stays behind its breaker, the others end.
     let is_over = || {
-        figures.value("callback_end_to_end_seconds{}") + figures.value("callback_dead_total{}") > 2.5
+        figures.value("callback_end_to_end_seconds{}") + figures.value("callback_dead_total{}") > 3.5
             && figures.value("callback_breakers_open{}") > 0.5
     };
     while !is_over() {

@@ -11,6 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 use tokio::sync::mpsc;
 
@@ -100,6 +101,26 @@ async fn one_that_fails_holds_back_its_key_alone() {
     assert_eq!(came[..3].iter().collect::<BTreeSet<_>>().len(), 3, "{came:?}");
     assert!(came[..3].contains(&r#"["b",1]"#.to_owned()), "{came:?}");
     assert_eq!(came[3..], [r#"["a",0]"#, r#"["a",0]"#, r#"["a",0]"#, r#"["a",1]"#]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_held_back_for_long_is_retried_like_any_other() {
+    let (sink, mut given) = sink(|given| {
+        let number = given.message.json::<u32>().expect("JSON");
+        if number == 0 || given.attempt.number() == 1 { Err(SinkError::unavailable("no")) } else { Ok(()) }
+    });
+    // The first is given up when all that was first due with it would be.
+    let second = Duration::from_secs(1);
+    let schedule = Schedule::new([second; 9]).expect("a schedule").jitter(0).give_up_after(9 * second);
+    let builder = Dispatcher::builder(MemoryOutbox::new()).sink(sink).clock(TokioClock::default()).schedule(schedule);
+    let dispatcher = start(builder).await;
+    publish_three(&dispatcher).await;
+    let mut came = Vec::new();
+    for _ in 0..14 {
+        came.push(given.recv().await.expect("a message"));
+    }
+    assert_eq!(came[..10], vec![json!(0); 10]);
+    assert_eq!(came[10..], [json!(1), json!(1), json!(2), json!(2)]);
 }
 
 async fn publish_three(dispatcher: &Dispatcher) {

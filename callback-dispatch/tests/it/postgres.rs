@@ -1,6 +1,6 @@
 //! What only an outbox in PostgreSQL has: several processes at once, and servers that refuse.
 
-use crate::support::{Home, Schema, dsn, echo, ended, event, in_time, start};
+use crate::support::{CustomSink, Gate, Home, Schema, accept, dsn, echo, ended, event, in_time, start};
 use callback_core::{MemorySink, TaskId};
 use callback_dispatch::{AcceptError, Dispatcher, Interrupted, PostgresOutbox, Task, TaskState, Work};
 use serde_json::{Value, json};
@@ -71,6 +71,89 @@ async fn what_the_database_refuses_is_not_run() {
         stranger.execute("DROP TRIGGER refuse ON callback_outbox").await.expect("writable");
         let id = worker.accept(Work::new(json!(2))).await.expect("the service is alive").id();
         assert_eq!(ended(&dispatcher, id).await.state(), TaskState::Completed);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_transaction_that_is_open_on_a_key_holds_back_this_key_alone() {
+    let Some(schema) = schema().await else { return };
+    in_time(async {
+        let (gate, mut watch) = Gate::new();
+        let builder = Dispatcher::builder(schema.connect().await).sink(CustomSink::behind(&gate));
+        let dispatcher = start(builder.sink(MemorySink::new())).await;
+        let worker = dispatcher.worker("echo", Interrupted::RunAgain).run(echo).expect("registered");
+        let in_order = |number: u32| event("custom://a", json!(number)).ordering_key("key");
+        dispatcher.publish(in_order(0)).await.expect("published");
+        assert_eq!(watch.came().await, 0);
+
+        let mut stranger = schema.stranger().await;
+        let mut open = stranger.begin().await.expect("a transaction");
+        dispatcher.publish_in(&mut open, in_order(1)).await.expect("published");
+        worker.accept_in(&mut open, Work::new(json!(1)).idempotency_key("request")).await.expect("accepted");
+        // The step of the first waits for the key, and so does whatever else is of it.
+        gate.open(3);
+        watch.left().await;
+        let mut later = Box::pin(dispatcher.publish(in_order(2)));
+        let mut same = Box::pin(worker.accept(Work::new(json!(1)).idempotency_key("request")));
+        for number in 0..20 {
+            assert!(futures_util::poll!(&mut later).is_pending());
+            assert!(futures_util::poll!(&mut same).is_pending());
+            let id = accept(&worker, number, "memory://results").await;
+            assert_eq!(ended(&dispatcher, id).await.state(), TaskState::Delivered);
+        }
+        assert!(dispatcher.health().await.is_well());
+        watch.assert_nobody();
+
+        open.commit().await.expect("committed");
+        later.await.expect("published");
+        same.await.expect("it is known");
+        assert_eq!((watch.came().await, watch.came().await), (json!(1), json!(2)));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_expires_is_dropped_where_it_goes_on() {
+    let Some(schema) = schema().await else { return };
+    in_time(async {
+        let (gate, mut watch) = Gate::new();
+        let running = start(Dispatcher::builder(schema.connect().await)).await;
+        let worker = running.worker("gate", Interrupted::RunAgain).run(gate.handler()).expect("registered");
+        let others = [start(Dispatcher::builder(schema.connect().await)).await];
+        let id = worker.accept(Work::new(json!(1)).expires_in(Duration::from_secs(1))).await.expect("accepted").id();
+        watch.came().await;
+        watch.left().await;
+        assert_eq!(ended(&running, id).await.state(), TaskState::Expired);
+        drop(others);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_step_that_the_database_refuses_holds_up_nothing_else() {
+    let Some(schema) = schema().await else { return };
+    in_time(async {
+        let sink = MemorySink::new();
+        let dispatcher = start(Dispatcher::builder(schema.connect().await).sink(sink.clone())).await;
+        let worker = dispatcher.worker("echo", Interrupted::RunAgain).run(echo).expect("registered");
+        let mut stranger = schema.stranger().await;
+        let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
+                      $$ BEGIN RAISE EXCEPTION 'refused'; END $$; \
+                      CREATE TRIGGER refuse BEFORE UPDATE ON callback_outbox FOR EACH ROW \
+                      WHEN (OLD.destination = 'memory://refused' AND NEW.stage = 11) EXECUTE FUNCTION refuse()";
+        stranger.execute(refuse).await.expect("writable");
+        let refused = accept(&worker, 0, "memory://refused").await;
+        sink.next("refused").await;
+        for number in 1..20 {
+            let id = accept(&worker, number, "memory://results").await;
+            assert_eq!(ended(&dispatcher, id).await.state(), TaskState::Delivered);
+        }
+        let health = dispatcher.health().await;
+        assert!(health.is_well() && health.waiting_writes == 1, "{health:?}");
+        stranger.execute("DROP TRIGGER refuse ON callback_outbox").await.expect("writable");
+        assert_eq!(ended(&dispatcher, refused).await.state(), TaskState::Delivered);
+        assert!(sink.take("refused").is_empty(), "it is sent once");
     })
     .await;
 }

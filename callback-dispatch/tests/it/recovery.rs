@@ -15,6 +15,7 @@ over_lives_on_each_outbox!(
     work_of_a_missing_worker_waits_for_it,
     what_is_left_unfinished_three_times_is_reported,
     suspects_run_one_at_a_time_so_that_no_other_is_blamed,
+    suspects_hold_up_neither_what_is_new_nor_another_workers,
     what_must_not_run_again_is_reported,
     what_had_not_begun_is_run_though_it_may_run_but_once,
     a_task_may_say_itself_what_becomes_of_it,
@@ -289,6 +290,59 @@ fn suspects_run_one_at_a_time_so_that_no_other_is_blamed(home: &Home) {
             interrupted += usize::from(sink.next("results").await.message.event_type() == "callback.task.failed");
         }
         assert_eq!(interrupted, 1, "the one that ran when the process ended");
+    });
+}
+
+fn suspects_hold_up_neither_what_is_new_nor_another_workers(home: &Home) {
+    // As many as a worker has in memory.
+    const CROWD: usize = 8;
+    for life in 1..=2 {
+        killed(async {
+            let (sender, mut tasks) = mpsc::unbounded_channel();
+            let dispatcher = start(home.builder().await.sink(MemorySink::new())).await;
+            let mut workers = Vec::new();
+            for name in ["one", "two"] {
+                let sender = sender.clone();
+                let handler = move |task: Task| {
+                    let _ = sender.send(task.runs());
+                    pending::<Outcome>()
+                };
+                let worker = dispatcher.worker(name, Interrupted::RunAgain).concurrency(2);
+                let worker = worker.run(handler).expect("registered");
+                for _ in 0..if life == 1 { CROWD } else { 0 } {
+                    accept(&worker, name, "memory://old").await;
+                }
+                workers.push(worker);
+            }
+            for _ in 0..4 {
+                tasks.recv().await.expect("it runs");
+            }
+            // All that a crash will find is in hand.
+            while dispatcher.health().await.in_hand < 2 * CROWD {
+                tokio::task::yield_now().await;
+            }
+            ((), (dispatcher, workers))
+        });
+    }
+    lived(async {
+        let sink = MemorySink::new();
+        let dispatcher = start(home.builder().await.sink(sink.clone())).await;
+        let hangs = |task: Task| async move {
+            if task.runs() > 1 {
+                pending::<()>().await;
+            }
+            echo(task).await
+        };
+        let one = dispatcher.worker("one", Interrupted::RunAgain).concurrency(2).run(hangs).expect("registered");
+        let _two = dispatcher.worker("two", Interrupted::RunAgain).concurrency(2).run(echo).expect("registered");
+        for number in 0..CROWD {
+            accept(&one, number, "memory://new").await;
+            sink.next("new").await;
+        }
+        for _ in 0..CROWD {
+            sink.next("old").await;
+        }
+        dispatcher.close(Duration::ZERO).await;
     });
 }
 

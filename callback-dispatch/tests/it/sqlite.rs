@@ -43,6 +43,15 @@ async fn a_dispatcher_that_is_dropped_frees_its_file() {
     .await;
 }
 
+#[tokio::test]
+async fn a_breaker_that_cannot_be_read_is_passed_over() {
+    let home = Home::sqlite();
+    home.open_file().await;
+    let strange = "INSERT INTO callback_breaker (lane, destination, times, until) VALUES (1, '', 1, 9e15)";
+    home.stranger().await.execute(strange).await.expect("writable");
+    start(home.builder().await).await;
+}
+
 /// So it is also in a build that could not read it.
 #[tokio::test]
 async fn a_sealed_file_is_not_opened_without_keys() {

@@ -66,6 +66,7 @@ pub(crate) fn page(findings: &[Finding]) -> String {
     for finding in findings {
         let Finding { fault, done, times, accepted, refused, lost, duplicated, reported, dead, wrong: _, why } =
             finding;
+        let why = if *duplicated > 0 { *why } else { "" };
         page.push_str(&format!(
             "| {fault} | {done} | {times} | {accepted} | {refused} | {lost} | {duplicated} | {reported} | {dead} | {why} |\n"
         ));
@@ -97,5 +98,11 @@ mod tests {
         let finding = |lost, accepted| Finding { lost, accepted, times: 2, duplicated: 1, ..Finding::default() };
         assert_eq!(total(&[finding(0, 5), finding(1, 6)]), "lost 1 duplicated 2 accepted 11 faults 4");
         assert!(!finding(0, 5).is_wrong() && finding(1, 5).is_wrong());
+    }
+
+    #[test]
+    fn only_duplicates_are_explained() {
+        let of = |duplicated| page(&[Finding { duplicated, why: "it was cut off", ..Finding::default() }]);
+        assert!(of(1).contains("it was cut off") && !of(0).contains("it was cut off"));
     }
 }

@@ -6,6 +6,7 @@ mod order;
 mod single;
 
 pub(super) use bind::{bytes, not_sealed, uuid};
+pub(super) use order::keys_of;
 
 use super::text::stored;
 use crate::{
@@ -24,10 +25,24 @@ use single::{insert_once, single};
 use sqlx::{Error, PgConnection, query, query_scalar};
 
 /// Rows are looked up by index, whatever the statistics of a young table say, and planned for the size that it has by then.
-/// Who waits for a lock of another for 5 s fails, alone.
-pub(super) const BEGIN: &str = "BEGIN; SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_seqscan = off; \
-                                SET LOCAL enable_bitmapscan = off; SET LOCAL enable_hashjoin = off; \
-                                SET LOCAL enable_mergejoin = off; SET LOCAL lock_timeout = 5000";
+///
+/// Each statement sees what is committed, whatever the database's default: who joins an ordering key looks at it once it
+/// is locked. Who waits for a lock of another fails after so many milliseconds.
+macro_rules! begin {
+    ($lock_timeout:literal) => {
+        concat!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL plan_cache_mode = force_custom_plan; \
+             SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_hashjoin = off; \
+             SET LOCAL enable_mergejoin = off; SET LOCAL lock_timeout = ",
+            $lock_timeout
+        )
+    };
+}
+
+pub(super) const BEGIN: &str = begin!(5_000);
+
+/// A batch: all that is written waits with it.
+pub(super) const BEGIN_BATCH: &str = begin!(100);
 
 /// Of those with one idempotency key the first is stored.
 const INSERT: &str = "\
@@ -81,16 +96,26 @@ pub(super) struct By<'a> {
     pub(super) holder: Option<i64>,
 }
 
-/// Applies writes inside of a transaction; one answer a write, in order.
+/// What became of a batch.
+#[derive(Debug)]
+pub(super) struct Applied {
+    /// One answer a write, in order; none where another transaction has a key of it.
+    pub(super) written: Vec<Option<Written>>,
+    /// The keys that another transaction has.
+    pub(super) taken: Vec<i64>,
+}
+
+/// Applies writes inside of a transaction.
 ///
 /// New rows and steps come in numbers, and share statements; the rest is rare, and comes one by one.
-pub(super) async fn apply(connection: &mut PgConnection, by: By<'_>, writes: &[Write]) -> Result<Vec<Written>, Error> {
-    lock_keys_of(connection, writes).await?;
+pub(super) async fn apply(connection: &mut PgConnection, by: By<'_>, writes: &[Write]) -> Result<Applied, Error> {
+    let kept_back = lock_keys_of(connection, writes).await?;
+    let is_free = |place: &usize| !kept_back.writes[*place];
     let mut written: Vec<Option<Written>> = writes.iter().map(|_| None).collect();
     let mut inserts: Vec<&Row> = Vec::new();
     let mut settles: Vec<(usize, &Settle)> = Vec::new();
     let mut results: Vec<(usize, ResultStep<'_>)> = Vec::new();
-    for (place, write) in writes.iter().enumerate() {
+    for (place, write) in writes.iter().enumerate().filter(|(place, _)| is_free(place)) {
         match write {
             Write::Insert(row) if row.idempotency.is_none() => {
                 inserts.push(row);
@@ -118,17 +143,26 @@ pub(super) async fn apply(connection: &mut PgConnection, by: By<'_>, writes: &[W
     for (place, current) in places.into_iter().zip(settle(connection, by, &steps).await?) {
         written[place] = Some(if current { Written::Done } else { Written::Superseded });
     }
-    for (place, write) in writes.iter().enumerate() {
+    for (place, write) in writes.iter().enumerate().filter(|(place, _)| is_free(place)) {
         if written[place].is_none() {
             written[place] = Some(single(connection, by, write).await?);
         }
     }
-    Ok(written.into_iter().flatten().collect())
+    Ok(Applied { written, taken: kept_back.keys })
+}
+
+/// Whether each statement of this transaction sees what others have committed by then.
+///
+/// Who joins an ordering key must: by an older snapshot it would wait behind a message that has left.
+pub(super) async fn sees_others(connection: &mut PgConnection) -> Result<bool, Error> {
+    let isolation: String =
+        query_scalar("SELECT current_setting('transaction_isolation')").fetch_one(connection).await?;
+    Ok(matches!(&*isolation, "read committed" | "read uncommitted"))
 }
 
 /// Stores a new row in a transaction of the user's own.
 pub(super) async fn insert_in(connection: &mut PgConnection, codec: &Codec, row: &Row) -> Result<Written, Error> {
-    lock_keys(connection, row.order.iter().map(|order| &order.key.0[..])).await?;
+    lock_keys(connection, row).await?;
     insert_once(connection, By { codec, holder: None }, row).await
 }
 

@@ -89,6 +89,8 @@ CREATE TABLE callback_breaker (
     until       BIGINT NOT NULL
 );
 
+CREATE INDEX callback_breaker_until ON callback_breaker (until);
+
 -- The keys that values here are sealed with, each with a proof: nothing, sealed.
 CREATE TABLE callback_seal (
     key   TEXT  PRIMARY KEY,

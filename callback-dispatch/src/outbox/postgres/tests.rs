@@ -15,7 +15,7 @@ use crate::{
     work::Context,
 };
 use callback_core::{ErrorKind, MemorySink, Message, Payload, TaskId};
-use futures_util::future::join_all;
+use futures_util::{StreamExt, future::join_all, stream::FuturesUnordered};
 use sqlx::{AssertSqlSafe, Connection as _, Executor, PgConnection};
 use std::{
     collections::BTreeSet,
@@ -330,16 +330,11 @@ async fn find_all_held(schema: &Schema) -> i64 {
 async fn messages_of_one_key_are_due_one_at_a_time_whichever_process_stores_and_delivers_them() {
     const EACH: usize = 40;
     let Some(schema) = Schema::new().await else { return };
-    let message = || {
-        let row = Row { stage: Stage::Delivering, work: None, worker: None, ..task("a") };
-        let key = OrderKey::new(row.dsn.as_ref().expect("a Dsn"), "key");
-        Row { order: Some(Order { key, stops: false }), result: Some(result(&row)), ..row }
-    };
     let delivered = AtomicUsize::new(0);
     let store_and_deliver = async |outbox: PostgresOutbox| {
         let store = async {
             for _ in 0..EACH {
-                insert(&outbox, &message()).await.expect("stored");
+                insert(&outbox, &in_order()).await.expect("stored");
             }
         };
         let deliver = async {
@@ -416,7 +411,7 @@ async fn what_a_claim_took_is_given_back_once_its_transaction_is_over() {
     }
 }
 
-/// Takes as long as a statement waits for a lock: five seconds, several times.
+/// Takes as long as a write is tried that another keeps back: five seconds.
 #[tokio::test]
 async fn who_waits_for_anothers_lock_fails_alone() {
     let Some(schema) = Schema::new().await else { return };
@@ -429,9 +424,140 @@ async fn who_waits_for_anothers_lock_fails_alone() {
     keep.bind(super::apply::uuid(locked.id)).execute(&mut *lock).await.expect("locked");
     let both = [Write::Cancel { id: locked.id, now: NOW }, Write::Insert(Arc::new(free.clone()))];
     let both = join_all(both.into_iter().map(|step| write(&outbox, step))).await;
-    assert!(both[0].as_ref().is_err_and(|error| !error.is_unknown()));
+    assert!(both[0].as_ref().is_err_and(|error| !error.is_unknown() && !error.is_outage()));
     assert!(matches!(both[1], Ok(Written::Done)));
     lock.rollback().await.expect("unlocked");
+}
+
+#[tokio::test]
+async fn where_all_is_locked_it_is_an_outage_and_is_told_soon() {
+    let Some(schema) = Schema::new().await else { return };
+    let outbox = schema.open().await;
+    let mut stranger = schema.stranger().await;
+    let mut lock = stranger.begin().await.expect("a transaction");
+    lock.execute("LOCK TABLE callback_outbox IN ACCESS EXCLUSIVE MODE").await.expect("locked");
+    let rows: Vec<Row> = (0..500).map(|_| task("a")).collect();
+    let mut stored: FuturesUnordered<_> = rows.iter().map(|row| insert(&outbox, row)).collect();
+    let first = stored.next().await.expect("an answer");
+    assert!(first.is_err_and(|error| error.is_outage() && !error.is_unknown()));
+    lock.rollback().await.expect("unlocked");
+    while let Some(stored) = stored.next().await {
+        assert!(stored.as_ref().map_or_else(OutboxError::is_outage, Written::is_done), "{stored:?}");
+    }
+    insert(&outbox, &task("a")).await.expect("stored");
+}
+
+/// A message of one key.
+fn in_order() -> Row {
+    let row = Row { stage: Stage::Delivering, work: None, worker: None, ..task("a") };
+    let key = OrderKey::new(row.dsn.as_ref().expect("a Dsn"), "key");
+    Row { order: Some(Order { key, stops: false }), result: Some(result(&row)), ..row }
+}
+
+#[tokio::test]
+async fn what_waits_for_a_key_lets_the_others_pass_and_keeps_its_order() {
+    let Some(schema) = Schema::new().await else { return };
+    let outbox = schema.started().await;
+    let mut stranger = schema.stranger().await;
+    let mut open = stranger.begin().await.expect("a transaction");
+    let first = in_order();
+    outbox.insert_in(Connection::Postgres(&mut open), Arc::new(first.clone())).await.expect("stored");
+    let later: Vec<Row> = (0..600).map(|_| in_order()).collect();
+    let mut waiting = Box::pin(join_all(later.iter().map(|row| insert(&outbox, row))));
+    for _ in 0..20 {
+        assert!(futures_util::poll!(&mut waiting).is_pending(), "its key is taken");
+        insert(&outbox, &task("a")).await.expect("nothing else waits");
+    }
+    open.commit().await.expect("committed");
+    assert!(waiting.await.iter().all(Result::is_ok));
+    for row in [&first].into_iter().chain(&later[..3]) {
+        let claimed = claim(&outbox).await.into_iter().filter(|row| row.order.is_some()).collect::<Vec<Row>>();
+        assert_eq!(claimed.iter().map(|row| row.id).collect::<Vec<_>>(), [row.id]);
+        let step = Settle { order: row.order, ..step(&claimed[0], Stage::Delivered, None) };
+        assert!(matches!(write(&outbox, Write::Settle(step)).await.expect("stored"), Written::Done));
+    }
+}
+
+#[tokio::test]
+async fn what_waits_for_a_key_is_answered_when_the_outbox_closes() {
+    let Some(schema) = Schema::new().await else { return };
+    let outbox = schema.started().await;
+    let mut stranger = schema.stranger().await;
+    let mut open = stranger.begin().await.expect("a transaction");
+    outbox.insert_in(Connection::Postgres(&mut open), Arc::new(in_order())).await.expect("stored");
+    let row = in_order();
+    let mut waiting = Box::pin(insert(&outbox, &row));
+    assert!(futures_util::poll!(&mut waiting).is_pending());
+    outbox.close().await;
+    assert!(waiting.await.is_err_and(|error| !error.is_unknown()));
+}
+
+#[tokio::test]
+async fn what_ends_by_itself_waits_for_nobodys_key() {
+    let Some(schema) = Schema::new().await else { return };
+    let outbox = schema.started().await;
+    let row = Row { expires: Micros(1), ..in_order() };
+    let other = Row { expires: Micros(2), ..task("a") };
+    insert(&outbox, &row).await.expect("stored");
+    insert(&outbox, &other).await.expect("stored");
+    let mut stranger = schema.stranger().await;
+    let mut open = stranger.begin().await.expect("a transaction");
+    outbox.insert_in(Connection::Postgres(&mut open), Arc::new(in_order())).await.expect("stored");
+    let lane = row.lane().expect("a lane");
+    let dsn = row.dsn.clone().expect("a Dsn");
+    let ended = async |ends: Write| match write(&outbox, ends).await.expect("stored") {
+        Written::Ended(ids) => ids,
+        other => panic!("{other:?}"),
+    };
+    let age = || Write::Age { lanes: vec![lane.clone()], before: NOW, now: NOW, limit: 10 };
+    assert!(ended(age()).await.is_empty());
+    assert!(ended(Write::Bury { dsn, now: NOW, limit: 10 }).await.is_empty());
+    assert_eq!(ended(Write::Expire { now: NOW, limit: 10 }).await, [other.id]);
+    open.rollback().await.expect("rolled back");
+    assert_eq!(ended(age()).await, [row.id]);
+}
+
+#[tokio::test]
+async fn what_a_process_has_in_hand_expires_by_its_own_hand() {
+    let Some(schema) = Schema::new().await else { return };
+    let (owner, other) = (schema.started().await, schema.started().await);
+    let (held, free) = (Row { expires: Micros(1), held: true, ..task("a") }, Row { expires: Micros(2), ..task("a") });
+    insert(&owner, &held).await.expect("stored");
+    insert(&owner, &free).await.expect("stored");
+    assert_eq!(owner.next_expiry().await.expect("readable"), Some(held.expires));
+    assert_eq!(other.next_expiry().await.expect("readable"), Some(free.expires));
+    let expire = async |outbox| match write(outbox, Write::Expire { now: NOW, limit: 10 }).await.expect("stored") {
+        Written::Ended(ids) => ids,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(expire(&other).await, [free.id]);
+    assert_eq!(other.next_expiry().await.expect("readable"), None);
+    assert_eq!(expire(&owner).await, [held.id]);
+}
+
+#[tokio::test]
+async fn a_transaction_by_an_old_snapshot_may_not_join_a_key() {
+    let Some(schema) = Schema::new().await else { return };
+    let outbox = schema.started().await;
+    let mut stranger = schema.stranger().await;
+    for level in ["REPEATABLE READ", "SERIALIZABLE"] {
+        let mut open = stranger.begin().await.expect("a transaction");
+        open.execute(AssertSqlSafe(format!("SET TRANSACTION ISOLATION LEVEL {level}"))).await.expect("set");
+        let refused = outbox.insert_in(Connection::Postgres(&mut open), Arc::new(in_order())).await;
+        assert!(refused.is_err_and(|error| crate::engine::chain(&error).contains("READ COMMITTED")), "{level}");
+        let unordered = outbox.insert_in(Connection::Postgres(&mut open), Arc::new(task("a"))).await;
+        assert!(unordered.is_ok(), "{unordered:?}");
+        open.commit().await.expect("committed");
+    }
+}
+
+#[tokio::test]
+async fn what_the_outbox_writes_sees_others_whatever_the_databases_default() {
+    let Some(schema) = Schema::new().await else { return };
+    let url = format!("{}%20-cdefault_transaction_isolation%3Dserializable", schema.url);
+    let outbox = PostgresOutbox::connect(&url).await.expect("it opens");
+    let mut transaction = outbox.0.pool.begin_with(super::apply::BEGIN_BATCH).await.expect("a transaction");
+    assert!(super::apply::sees_others(&mut transaction).await.expect("readable"));
 }
 
 #[tokio::test]
@@ -525,6 +651,42 @@ async fn an_error_quotes_nothing_of_a_row() {
 async fn many_may_open_a_new_database_at_once() {
     let Some(schema) = Schema::new().await else { return };
     join_all((0..8).map(|_| schema.open())).await;
+}
+
+#[tokio::test]
+async fn a_role_that_reads_and_writes_may_open_what_another_has_made() {
+    let Some(schema) = Schema::new().await else { return };
+    let role = format!("role_{}", TaskId::new().to_string().replace('-', "_"));
+    let url = format!("{}%20-crole%3D{role}", schema.url);
+    let mut stranger = schema.stranger().await;
+    let name: String = sqlx::query_scalar("SELECT current_schema()").fetch_one(&mut stranger).await.expect("readable");
+    let grant = |what: &str| AssertSqlSafe(format!("GRANT {what} {name} TO {role}"));
+    stranger.execute(AssertSqlSafe(format!("CREATE ROLE {role}"))).await.expect("a role");
+    stranger.execute(grant("USAGE ON SCHEMA")).await.expect("granted");
+    PostgresOutbox::connect(&url).await.expect_err("there are no tables, and it may not make them");
+
+    schema.open().await;
+    stranger.execute(grant("SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA")).await.expect("granted");
+    let outbox = PostgresOutbox::connect(&url).await.expect("it opens");
+    outbox.start().await.expect("started");
+    insert(&outbox, &task("a")).await.expect("stored");
+    assert_eq!(claim(&outbox).await.len(), 1);
+    outbox.close().await;
+    let drop = format!("DROP OWNED BY {role}; DROP ROLE {role}");
+    stranger.execute(AssertSqlSafe(drop)).await.expect("dropped");
+}
+
+#[tokio::test]
+async fn tables_of_another_version_are_not_opened() {
+    let Some(schema) = Schema::new().await else { return };
+    schema.open().await;
+    for change in [
+        "UPDATE callback_dispatch_migrations SET version = 99",
+        "UPDATE callback_dispatch_migrations SET version = 1, checksum = ''",
+    ] {
+        schema.stranger().await.execute(change).await.expect("writable");
+        PostgresOutbox::connect(&schema.url).await.expect_err("another version");
+    }
 }
 
 #[tokio::test]

@@ -80,6 +80,8 @@ CREATE TABLE callback_breaker (
     until       INTEGER NOT NULL
 ) STRICT;
 
+CREATE INDEX callback_breaker_until ON callback_breaker (until);
+
 -- The keys that values here are sealed with, each with a proof: nothing, sealed.
 CREATE TABLE callback_seal (
     key   TEXT NOT NULL PRIMARY KEY,

@@ -4,14 +4,28 @@ use super::bind::{column, uuid};
 use crate::{
     clock::Micros,
     outbox::{Settle, Write},
-    row::OrderKey,
+    row::{Order, OrderKey, Row},
 };
 use callback_core::TaskId;
-use sqlx::{Error, PgConnection, Postgres, postgres::PgArguments, query, query::QueryAs, query_scalar, types::Uuid};
-use std::collections::BTreeMap;
+use sqlx::{
+    Error, PgConnection, Postgres, postgres::PgArguments, query, query::QueryAs, query_as, query_scalar, types::Uuid,
+};
+use std::collections::{BTreeMap, HashMap};
 
 /// Held to the end of the transaction: else who joins a key and who leaves it, at once, would not see each other.
-pub(super) const LOCK_KEYS: &str = "SELECT pg_advisory_xact_lock(key) FROM unnest($1::bigint[]) AS key";
+const LOCK_KEYS: &str = "SELECT pg_advisory_xact_lock(key) FROM unnest($1::bigint[]) AS key";
+
+/// The same, but for the keys that another transaction has: these.
+const TRY_LOCK_KEYS: &str = "SELECT key FROM unnest($1::bigint[]) AS key WHERE NOT pg_try_advisory_xact_lock(key)";
+
+/// A condition on a row that a statement chooses: its key is locked with it, or it is passed over.
+macro_rules! locks_its_key {
+    () => {
+        "(order_key IS NULL \
+          OR pg_try_advisory_xact_lock(('x' || encode(substr(order_key, 1, 8), 'hex'))::bit(64)::bigint))"
+    };
+}
+pub(super) use locks_its_key;
 
 /// The last of their keys, and due only if they are the first, too.
 pub(super) const ENQUEUE: &str = "\
@@ -24,12 +38,15 @@ pub(super) const ENQUEUE: &str = "\
     SET turn = coalesce(last, 0) + nth, due = CASE WHEN last IS NULL AND nth = 1 THEN due ELSE $3 END \
     FROM placed WHERE o.id = placed.id";
 
+/// Its age counts from here, since it could not be attempted before; or stays, where its lane is to blame as well.
 pub(super) const RELEASE_NEXT: &str = "\
     WITH next AS MATERIALIZED ( \
         SELECT due, (SELECT seq FROM callback_outbox WHERE order_key = key AND turn IS NOT NULL \
                      ORDER BY turn LIMIT 1) AS seq \
         FROM unnest($1::bytea[], $2::bigint[]) AS v (key, due)) \
-    UPDATE callback_outbox AS o SET due = (SELECT next.due FROM next WHERE next.seq = o.seq LIMIT 1) \
+    UPDATE callback_outbox AS o \
+    SET (due, first_due) = (SELECT next.due, CASE WHEN $4 THEN o.first_due ELSE next.due END \
+                            FROM next WHERE next.seq = o.seq LIMIT 1) \
     WHERE o.seq = ANY (ARRAY(SELECT seq FROM next WHERE seq IS NOT NULL)) AND o.stage = 3 AND o.due = $3";
 
 /// What has its turn still, and is not the first of its key, waits.
@@ -40,7 +57,7 @@ pub(super) const QUEUE: &str = "\
 /// A row that was changed: its id, its ordering key, and the turn that it still has.
 pub(super) type Left = (Uuid, Option<Vec<u8>>, Option<i64>);
 
-/// Ends rows, and lets the next of their keys go, unless they hold them back; their ids.
+/// Ends rows whose keys are locked, and lets the next of their keys go, unless they hold them back; their ids.
 pub(super) async fn left(
     connection: &mut PgConnection,
     end: QueryAs<'_, Postgres, Left, PgArguments>,
@@ -48,47 +65,86 @@ pub(super) async fn left(
 ) -> Result<Vec<TaskId>, Error> {
     let lines = end.fetch_all(&mut *connection).await?;
     let keys = lines.iter().filter(|(_, _, turn)| turn.is_none()).filter_map(|(_, key, _)| key.clone());
-    let keys: Vec<Vec<u8>> = keys.collect();
-    lock_keys(connection, keys.iter().map(|key| &**key)).await?;
-    release_next(connection, keys, now).await?;
+    release_next(connection, keys.collect(), now).await?;
     let mut ids = column(&lines, |(id, ..)| TaskId::from_bytes(id.into_bytes()));
     ids.sort_unstable();
     Ok(ids)
 }
 
-/// Locks the ordering keys of all that a batch may change, in an order that all batches share.
-pub(super) async fn lock_keys_of(connection: &mut PgConnection, writes: &[Write]) -> Result<(), Error> {
-    let mut keys: Vec<OrderKey> = Vec::new();
-    let mut looked_up: Vec<Uuid> = Vec::new();
-    for write in writes {
+/// What an ordering key, or an idempotency key, is locked by.
+fn number(key: &[u8]) -> Option<i64> {
+    Some(i64::from_be_bytes(*key.first_chunk()?))
+}
+
+fn keys_of_row(row: &Row) -> impl Iterator<Item = i64> {
+    let idempotency = row.idempotency.as_ref().and_then(|it| number(&it.key));
+    row.order.and_then(|order| number(&order.key.0)).into_iter().chain(idempotency)
+}
+
+/// The keys that a write locks, as far as it says so itself.
+pub(in crate::outbox::postgres) fn keys_of(write: &Write) -> Vec<i64> {
+    let of_order = |order: &Option<Order>| order.and_then(|order| number(&order.key.0));
+    match write {
+        Write::Insert(row) => keys_of_row(row).collect(),
+        Write::Settle(Settle { order, .. }) => Vec::from_iter(of_order(order)),
+        Write::Result { order, events, .. } => {
+            events.iter().flat_map(|event| keys_of_row(event)).chain(of_order(order)).collect()
+        }
+        Write::Defer { events, .. } => events.iter().flat_map(|event| keys_of_row(event)).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Which writes of a batch cannot be carried out now, and the keys that another transaction has.
+pub(super) struct KeptBack {
+    pub(super) writes: Vec<bool>,
+    pub(super) keys: Vec<i64>,
+}
+
+/// Locks the keys of all that a batch may change, but for those that another transaction has.
+///
+/// Nobody waits here: a user's transaction may be open for long.
+pub(super) async fn lock_keys_of(connection: &mut PgConnection, writes: &[Write]) -> Result<KeptBack, Error> {
+    let mut keys: Vec<Vec<i64>> = writes.iter().map(keys_of).collect();
+    let mut looked_up: Vec<(Uuid, usize)> = Vec::new();
+    for (place, write) in writes.iter().enumerate() {
         match write {
-            Write::Insert(row) => keys.extend(row.order.map(|order| order.key)),
-            Write::Settle(Settle { order, .. }) => keys.extend(order.map(|order| order.key)),
-            Write::Result { order, events, .. } => {
-                let orders = events.iter().filter_map(|event| event.order).chain(*order);
-                keys.extend(orders.map(|order| order.key));
+            Write::Cancel { id, .. } | Write::ReplayAsNew { id, .. } => looked_up.push((uuid(*id), place)),
+            Write::Replay { ids, .. } | Write::Purge { ids, .. } => {
+                looked_up.extend(ids.iter().map(|id| (uuid(*id), place)));
             }
-            Write::Defer { events, .. } => keys.extend(events.iter().filter_map(|event| Some(event.order?.key))),
-            Write::Cancel { id, .. } | Write::ReplayAsNew { id, .. } => looked_up.push(uuid(*id)),
-            Write::Replay { ids, .. } | Write::Purge { ids, .. } => looked_up.extend(ids.iter().copied().map(uuid)),
             _ => {}
         }
     }
-    let mut found: Vec<Vec<u8>> = Vec::new();
     if !looked_up.is_empty() {
-        let sql = "SELECT order_key FROM callback_outbox WHERE id = ANY ($1) AND order_key IS NOT NULL";
-        found = query_scalar(sql).bind(looked_up).fetch_all(&mut *connection).await?;
+        let sql = "SELECT id, order_key FROM callback_outbox WHERE id = ANY ($1) AND order_key IS NOT NULL";
+        let found = query_as(sql).bind(column(&looked_up, |(id, _)| *id)).fetch_all(&mut *connection).await?;
+        let found: HashMap<Uuid, Vec<u8>> = found.into_iter().collect();
+        for (id, place) in looked_up {
+            keys[place].extend(found.get(&id).and_then(|key| number(key)));
+        }
     }
-    lock_keys(connection, keys.iter().map(|key| &key.0[..]).chain(found.iter().map(|key| &**key))).await
+    let taken = try_lock(connection, keys.iter().flatten().copied().collect()).await?;
+    let writes = keys.iter().map(|keys| keys.iter().any(|key| taken.contains(key))).collect();
+    Ok(KeptBack { writes, keys: taken })
 }
 
-pub(super) async fn lock_keys(connection: &mut PgConnection, keys: impl Iterator<Item = &[u8]>) -> Result<(), Error> {
-    let mut numbers: Vec<i64> = keys.filter_map(|key| Some(i64::from_be_bytes(*key.first_chunk()?))).collect();
+async fn try_lock(connection: &mut PgConnection, mut numbers: Vec<i64>) -> Result<Vec<i64>, Error> {
+    if numbers.is_empty() {
+        return Ok(Vec::new());
+    }
+    numbers.sort_unstable();
+    numbers.dedup();
+    query_scalar(TRY_LOCK_KEYS).bind(numbers).fetch_all(connection).await
+}
+
+/// Locks the keys of a row, however long another transaction has them.
+pub(super) async fn lock_keys(connection: &mut PgConnection, row: &Row) -> Result<(), Error> {
+    let mut numbers: Vec<i64> = keys_of_row(row).collect();
     if numbers.is_empty() {
         return Ok(());
     }
     numbers.sort_unstable();
-    numbers.dedup();
     query(LOCK_KEYS).bind(numbers).execute(connection).await.map(drop)
 }
 
@@ -110,13 +166,29 @@ pub(super) async fn leave(connection: &mut PgConnection, rows: Vec<(TaskId, Orde
     // Of several that leave one key, the last lets go.
     let last: BTreeMap<OrderKey, Micros> = rows.into_iter().map(|(_, key, now)| (key, now)).collect();
     let (keys, dues): (Vec<Vec<u8>>, Vec<i64>) = last.into_iter().map(|(key, now)| (key.0.to_vec(), now.0)).unzip();
-    query(RELEASE_NEXT).bind(keys).bind(dues).bind(Micros::NEVER.0).execute(connection).await.map(drop)
+    release(connection, keys, dues, false).await
 }
 
 pub(super) async fn release_next(connection: &mut PgConnection, keys: Vec<Vec<u8>>, now: Micros) -> Result<(), Error> {
+    let dues = vec![now.0; keys.len()];
+    release(connection, keys, dues, false).await
+}
+
+/// The same, but for their age.
+pub(super) async fn release_aged(connection: &mut PgConnection, keys: Vec<Vec<u8>>, now: Micros) -> Result<(), Error> {
+    let dues = vec![now.0; keys.len()];
+    release(connection, keys, dues, true).await
+}
+
+async fn release(
+    connection: &mut PgConnection,
+    keys: Vec<Vec<u8>>,
+    dues: Vec<i64>,
+    keeps_age: bool,
+) -> Result<(), Error> {
     if keys.is_empty() {
         return Ok(());
     }
-    let dues = vec![now.0; keys.len()];
-    query(RELEASE_NEXT).bind(keys).bind(dues).bind(Micros::NEVER.0).execute(connection).await.map(drop)
+    let release = query(RELEASE_NEXT).bind(keys).bind(dues).bind(Micros::NEVER.0).bind(keeps_age);
+    release.execute(connection).await.map(drop)
 }

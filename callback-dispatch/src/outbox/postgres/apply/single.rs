@@ -5,7 +5,7 @@ use super::{
     bind::{address, bytes, column, count, not_sealed, uuid},
     claim::{claim, give_back},
     insert,
-    order::{ENQUEUE, Left, QUEUE, left, lock_keys, release_next},
+    order::{ENQUEUE, Left, QUEUE, left, locks_its_key, release_aged, release_next},
 };
 use crate::{
     clock::Micros,
@@ -21,15 +21,19 @@ use callback_core::{ErrorKind, TaskId};
 use sqlx::{Connection, Error, PgConnection, query, query_as, query_scalar, types::Uuid};
 use std::sync::Arc;
 
-pub(super) const AGE: &str = "\
+pub(super) const AGE: &str = concat!(
+    "\
     WITH aged AS MATERIALIZED ( \
         SELECT i.seq FROM unnest($2::bigint[]) AS l (lane) CROSS JOIN LATERAL ( \
             SELECT seq FROM callback_outbox \
-            WHERE lane = l.lane AND stage = 3 AND holder IS NULL AND due <= $1 AND first_due < $3 \
+            WHERE lane = l.lane AND stage = 3 AND holder IS NULL AND due <= $1 AND first_due < $3 AND ",
+    locks_its_key!(),
+    " \
             ORDER BY due LIMIT $4 FOR UPDATE SKIP LOCKED) AS i LIMIT $4) \
     UPDATE callback_outbox AS o SET stage = 12, ended_at = $1, kind = coalesce(kind, 'timed out'), \
                                     turn = CASE WHEN stops THEN turn END \
-    FROM aged WHERE o.seq = aged.seq RETURNING o.id, o.order_key, o.stops";
+    FROM aged WHERE o.seq = aged.seq RETURNING o.id, o.order_key, o.stops"
+);
 
 /// Whether the last row, or the last failed attempt, is of a time that is still to come.
 pub(super) const FROM_THE_FUTURE: &str = "\
@@ -56,19 +60,29 @@ pub(super) const REPLAY: &str = "\
                                result_body = coalesce($4, result_body) \
     WHERE stage = 12 AND id = ANY ($2::uuid[]) RETURNING id, order_key, turn";
 
-pub(super) const BURY: &str = "\
+pub(super) const BURY: &str = concat!(
+    "\
     WITH buried AS MATERIALIZED ( \
-        SELECT seq FROM callback_outbox WHERE address = $3 AND stage = 3 AND holder IS NULL \
+        SELECT seq FROM callback_outbox WHERE address = $3 AND stage = 3 AND holder IS NULL AND ",
+    locks_its_key!(),
+    " \
         ORDER BY seq LIMIT $4 FOR UPDATE SKIP LOCKED) \
     UPDATE callback_outbox AS o SET stage = 12, due = $1, ended_at = $1, kind = $2, turn = CASE WHEN stops THEN turn END \
-    FROM buried WHERE o.seq = buried.seq RETURNING o.id, o.order_key, o.turn";
+    FROM buried WHERE o.seq = buried.seq RETURNING o.id, o.order_key, o.turn"
+);
 
-pub(super) const EXPIRE: &str = "\
+/// What another process has in hand is ended there, so that its run and its attempts end with it.
+pub(super) const EXPIRE: &str = concat!(
+    "\
     WITH over AS MATERIALIZED ( \
         SELECT seq FROM callback_outbox WHERE stage < 10 AND expires < 9223372036854775807 AND expires <= $1 \
+        AND (holder IS NULL OR holder = $3) AND ",
+    locks_its_key!(),
+    " \
         ORDER BY expires LIMIT $2 FOR UPDATE SKIP LOCKED) \
     UPDATE callback_outbox AS o SET stage = 14, holder = NULL, due = $1, ended_at = $1, turn = NULL \
-    FROM over WHERE o.seq = over.seq RETURNING o.id, o.order_key, o.turn";
+    FROM over WHERE o.seq = over.seq RETURNING o.id, o.order_key, o.turn"
+);
 
 pub(super) const CLEAN: &str = "\
     WITH old AS MATERIALIZED ( \
@@ -81,6 +95,11 @@ pub(super) const CLEAN_KEYED: &str = "\
         SELECT seq FROM callback_outbox WHERE stage >= 10 AND stage <> 12 AND idempotency IS NOT NULL AND ended_at < $1 \
         ORDER BY ended_at LIMIT $2 FOR UPDATE SKIP LOCKED) \
     DELETE FROM callback_outbox AS o USING old WHERE o.seq = old.seq RETURNING o.id";
+
+pub(super) const CLEAN_BREAKERS: &str = "\
+    WITH old AS MATERIALIZED ( \
+        SELECT lane FROM callback_breaker WHERE until < $1 ORDER BY until LIMIT $2 FOR UPDATE SKIP LOCKED) \
+    DELETE FROM callback_breaker AS b USING old WHERE b.lane = old.lane";
 
 pub(super) const KNOWN: &str = "SELECT id, request FROM callback_outbox WHERE idempotency = $1";
 
@@ -132,16 +151,18 @@ pub(super) async fn single(connection: &mut PgConnection, by: By<'_>, write: &Wr
             let bury = query_as(BURY).bind(now.0).bind(ErrorKind::Gone.as_str()).bind(address(dsn));
             Ok(Written::Ended(left(connection, bury.bind(count(*limit)), *now).await?))
         }
-        Write::Expire { now, limit } => {
-            Ok(Written::Ended(left(connection, query_as(EXPIRE).bind(now.0).bind(count(*limit)), *now).await?))
-        }
-        Write::Clean { before, keyed_before, limit } => {
+        Write::Expire { now, limit } => Ok(Written::Ended(
+            left(connection, query_as(EXPIRE).bind(now.0).bind(count(*limit)).bind(by.holder), *now).await?,
+        )),
+        Write::Clean { before, keyed_before, breakers_before, limit } => {
             let clean = query_scalar(CLEAN).bind(before.0).bind(count(*limit));
             let mut old: Vec<Uuid> = clean.fetch_all(&mut *connection).await?;
             let clean = query_scalar(CLEAN_KEYED).bind(keyed_before.0).bind(count(limit.saturating_sub(old.len())));
             old.append(&mut clean.fetch_all(&mut *connection).await?);
             forget_attempts(connection, &column(&old, |id| TaskId::from_bytes(id.into_bytes()))).await?;
-            Ok(Written::Count(old.len() as u64))
+            let clean = query(CLEAN_BREAKERS).bind(breakers_before.0).bind(count(*limit));
+            let breakers = clean.execute(connection).await?.rows_affected();
+            Ok(Written::Count(breakers.max(old.len() as u64)))
         }
         Write::Age { lanes, before, now, limit } => age(connection, lanes, *before, *now, *limit).await,
         Write::PullIn(PullIn { now, latest, leapt }) => {
@@ -261,8 +282,6 @@ pub(super) async fn age(
     let aged = query_as(AGE).bind(now.0).bind(column(lanes, LaneKey::number)).bind(before.0).bind(count(limit));
     let aged: Vec<(Uuid, Option<Vec<u8>>, Option<bool>)> = aged.fetch_all(&mut *connection).await?;
     let left = aged.iter().filter(|(_, _, stops)| *stops != Some(true));
-    let left: Vec<Vec<u8>> = left.filter_map(|(_, key, _)| key.clone()).collect();
-    lock_keys(connection, left.iter().map(|key| &**key)).await?;
-    release_next(connection, left, now).await?;
+    release_aged(connection, left.filter_map(|(_, key, _)| key.clone()).collect(), now).await?;
     Ok(Written::Ended(aged.into_iter().map(|(id, _, _)| TaskId::from_bytes(id.into_bytes())).collect()))
 }

@@ -17,7 +17,8 @@ pub(super) const ENQUEUE: &str = "UPDATE callback_outbox SET \
     turn = 1 + (SELECT coalesce(max(turn), 0) FROM callback_outbox WHERE order_key = ?1 AND turn IS NOT NULL), \
     due = iif(EXISTS (SELECT 1 FROM callback_outbox WHERE order_key = ?1 AND turn IS NOT NULL), ?2, due) WHERE id = ?3";
 
-pub(super) const RELEASE_NEXT: &str = "UPDATE callback_outbox SET due = ?1 WHERE order_key = ?2 AND stage = 3 AND due = ?3 \
+/// Its age counts from here, since it could not be attempted before; or stays, where its lane is to blame as well.
+pub(super) const RELEASE_NEXT: &str = "UPDATE callback_outbox SET due = ?1, first_due = iif(?4, first_due, ?1) WHERE order_key = ?2 AND stage = 3 AND due = ?3 \
     AND turn = (SELECT min(turn) FROM callback_outbox WHERE order_key = ?2 AND turn IS NOT NULL)";
 
 /// What has its turn still, and is not the first of its key, waits.
@@ -71,7 +72,25 @@ pub(super) async fn release_next(
     key: Option<Vec<u8>>,
     now: Micros,
 ) -> Result<(), Error> {
+    release(connection, key, now, false).await
+}
+
+/// The same, but for its age.
+pub(super) async fn release_aged(
+    connection: &mut SqliteConnection,
+    key: Option<Vec<u8>>,
+    now: Micros,
+) -> Result<(), Error> {
+    release(connection, key, now, true).await
+}
+
+async fn release(
+    connection: &mut SqliteConnection,
+    key: Option<Vec<u8>>,
+    now: Micros,
+    keeps_age: bool,
+) -> Result<(), Error> {
     let Some(key) = key else { return Ok(()) };
-    let released = query(RELEASE_NEXT).bind(now.0).bind(key).bind(Micros::NEVER.0);
+    let released = query(RELEASE_NEXT).bind(now.0).bind(key).bind(Micros::NEVER.0).bind(keeps_age);
     released.execute(connection).await.map(drop)
 }

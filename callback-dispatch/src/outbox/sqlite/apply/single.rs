@@ -4,7 +4,7 @@ use super::{
     Rows,
     bind::{address, bind_replay, count, list, not_sealed, numbers},
     claim::GIVE_BACK,
-    order::{QUEUE, enqueue, ids, left, release_next},
+    order::{QUEUE, enqueue, ids, left, release_aged, release_next},
 };
 use crate::{
     clock::Micros,
@@ -63,6 +63,9 @@ pub(super) const CLEAN_KEYED: &str = "DELETE FROM callback_outbox WHERE seq IN (
                              SELECT seq FROM callback_outbox \
                              WHERE stage >= 10 AND stage <> 12 AND idempotency IS NOT NULL AND ended_at < ?1 \
                              ORDER BY ended_at LIMIT ?2) RETURNING id";
+
+pub(super) const CLEAN_BREAKERS: &str = "DELETE FROM callback_breaker \
+    WHERE lane IN (SELECT lane FROM callback_breaker WHERE until < ?1 LIMIT ?2)";
 
 pub(super) const PURGE: &str = "DELETE FROM callback_outbox \
                      WHERE stage = 12 AND id IN (SELECT unhex(value) FROM json_each(?)) \
@@ -151,13 +154,15 @@ impl Rows {
                 let expire = query(EXPIRE).bind(now.0).bind(count(*limit));
                 Ok(Written::Ended(left(connection, expire, *now).await?))
             }
-            Write::Clean { before, keyed_before, limit } => {
+            Write::Clean { before, keyed_before, breakers_before, limit } => {
                 let clean = query(CLEAN).bind(before.0).bind(count(*limit));
                 let mut old = ids(&clean.fetch_all(&mut *connection).await?)?;
                 let clean = query(CLEAN_KEYED).bind(keyed_before.0).bind(count(limit.saturating_sub(old.len())));
                 old.append(&mut ids(&clean.fetch_all(&mut *connection).await?)?);
                 self.forget_attempts(connection, &old).await?;
-                Ok(Written::Count(old.len() as u64))
+                let clean = query(CLEAN_BREAKERS).bind(breakers_before.0).bind(count(*limit));
+                let breakers = clean.execute(connection).await?.rows_affected();
+                Ok(Written::Count(breakers.max(old.len() as u64)))
             }
             Write::Claim(claim) => Ok(Written::Claimed(self.claim(connection, claim).await?)),
             Write::GiveBack { claim } => {
@@ -188,7 +193,7 @@ impl Rows {
         for line in aged.fetch_all(&mut *connection).await? {
             let stops: Option<bool> = line.try_get("stops")?;
             if stops != Some(true) {
-                release_next(connection, line.try_get("order_key")?, now).await?;
+                release_aged(connection, line.try_get("order_key")?, now).await?;
             }
             ended.push(read::task_id(&line)?);
         }

@@ -94,6 +94,7 @@ async fn what_expires_and_what_is_old_is_found_by_its_index() {
     check(&pool, CLEAN, "INDEX callback_outbox_ended (ended_at<?)").await;
     let keyed = "INDEX callback_outbox_ended_keyed (ended_at<?)";
     check(&pool, CLEAN_KEYED, keyed).await;
+    check(&pool, CLEAN_BREAKERS, "SEARCH callback_breaker USING COVERING INDEX callback_breaker_until (until<?)").await;
 }
 
 #[tokio::test]
