@@ -121,7 +121,7 @@ async fn what_panics_between_two_steps_is_let_go_of_and_tried_again() {
     });
     let dispatcher = start(Dispatcher::builder(MemoryOutbox::new()).sink(sink).clock(clock)).await;
     dispatcher.publish(event("custom://a", json!(1))).await.expect("published");
-    sleep(Duration::from_secs(60)).await;
+    sleep(Duration::from_secs(61)).await;
     assert_eq!((attempted.load(Ordering::SeqCst), dispatcher.health().await.in_hand), (2, 0));
 }
 
