@@ -55,7 +55,7 @@ pub enum AcceptError {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// Another dispatcher has the outbox.
+    /// Another dispatcher has the outbox. That of a file is waited for: for a second, in which one that was dropped lets go.
     #[error("another dispatcher has this outbox")]
     Locked(#[source] OutboxError),
     /// The outbox failed.

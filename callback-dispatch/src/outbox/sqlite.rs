@@ -23,7 +23,13 @@ use std::{
     fmt,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
+use tokio::time::sleep;
+
+/// How often a lock that another has is tried again, and after how long: a second in all.
+const LOCK_WAITS: u32 = 50;
+const LOCK_WAIT: Duration = Duration::from_millis(20);
 
 /// The default outbox: an SQLite file, with every commit synced to disk.
 ///
@@ -98,6 +104,20 @@ impl SqliteOutbox {
     }
 }
 
+impl SqliteOutbox {
+    /// Takes the lock; waits for a moment, since what was dropped, or is being replaced, may be about to let go of it.
+    async fn lock_soon(&self) -> Result<Lock, StoreError> {
+        let mut waits = LOCK_WAITS;
+        loop {
+            match self.0.database.lock() {
+                Err(StoreError::Locked { .. }) if waits > 0 => waits -= 1,
+                other => return other,
+            }
+            sleep(LOCK_WAIT).await;
+        }
+    }
+}
+
 impl Outbox for SqliteOutbox {}
 
 impl Erase for SqliteOutbox {
@@ -109,7 +129,7 @@ impl Erase for SqliteOutbox {
 #[async_trait]
 impl Store for SqliteOutbox {
     async fn start(&self) -> Result<(), OutboxError> {
-        let lock = self.0.database.lock()?;
+        let lock = self.lock_soon().await?;
         // With the lock in hand, whoever held something is dead.
         super::write(self, Write::Recover).await?;
         *self.0.lock.lock().unwrap_or_else(PoisonError::into_inner) = Some(lock);
