@@ -24,6 +24,13 @@ const CLAIM: usize = 256;
 /// How far off a row's size in the store may be from that in memory.
 const SIZES_DIFFER: usize = 8;
 
+/// A claim that found little is followed by a rest of so many times its length, so that looking for what is due takes a fifth
+/// of the store's time at most, however many lanes are full and ask for it.
+const REST: u32 = 4;
+
+/// The longest such rest.
+const LONGEST_REST: Duration = Duration::from_millis(100);
+
 /// The longest sleep: after it due times are looked at again, so that a clock set back costs no more than this.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 
@@ -37,6 +44,8 @@ const MISSING_HANDLERS: Duration = Duration::from_secs(10);
 struct Claimed {
     /// Whether more may be due.
     more: bool,
+    /// Whether it took all that it may.
+    was_full: bool,
     /// When the first closed lane may be tried again.
     opens: Option<Instant>,
 }
@@ -64,10 +73,15 @@ impl Engine {
             let is_due = next.is_some_and(|due| due <= now);
             if self.behind.swap(false, Ordering::AcqRel) || is_due {
                 seen = now;
+                let began = Instant::now();
                 match self.claim(now).await {
                     Ok(claimed) => {
                         self.behind.fetch_or(claimed.more, Ordering::AcqRel);
                         opens = claimed.opens;
+                        let rest = (began.elapsed() * REST).min(LONGEST_REST);
+                        if !claimed.was_full && self.pause(rest).await {
+                            return;
+                        }
                     }
                     Err(()) => {
                         self.behind.store(true, Ordering::Release);
@@ -114,7 +128,7 @@ impl Engine {
             return Err(());
         }
         if self.memory.is_full() {
-            return Ok(Claimed { more: true, opens: None });
+            return Ok(Claimed { more: true, was_full: false, opens: None });
         }
         let (full, opens) = self.lanes.left_out();
         let (workers, full_workers) = {
@@ -161,7 +175,7 @@ impl Engine {
             // There may be more, and nothing else needs to happen before it is taken.
             self.wake.notify_one();
         }
-        Ok(Claimed { more: partial || ended_early, opens })
+        Ok(Claimed { more: partial || ended_early, was_full: ended_early, opens })
     }
 
     /// A claimed row gets a place even where its lane is full: a claim is small, and bounded by the memory that is left.

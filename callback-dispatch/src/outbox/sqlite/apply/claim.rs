@@ -11,7 +11,7 @@ use crate::{
 use sqlx::{Error, Row as _, SqliteConnection, query, query_scalar, sqlite::SqliteRow};
 
 /// How many due rows are looked through, oldest first, before lanes and workers are asked one by one.
-pub(super) const LOOKED_THROUGH: i64 = 1_024;
+pub(super) const LOOKED_THROUGH: i64 = 256;
 
 /// How many rows of one lane are taken where lanes are asked one by one.
 pub(super) const A_LANE: i64 = 16;
@@ -50,12 +50,13 @@ pub(super) const CLAIM: &str = concat!(
     "UPDATE callback_outbox SET held = 1, claim = ?6, token = token + 1 WHERE seq IN (",
     as_it_fits!(
         concat!(
-            "SELECT seq, size FROM (SELECT seq, stage, worker, lane, due, ",
-            size!(""),
-            " FROM callback_outbox WHERE stage < 10 AND held = 0 AND due <= ?1 ORDER BY due, seq LIMIT ?5) \
-             WHERE CASE WHEN stage <= 1 THEN worker IN (SELECT value FROM json_each(?2)) \
-                   ELSE lane NOT IN (SELECT value FROM json_each(?3)) END \
-             ORDER BY due, seq LIMIT ?4"
+            "SELECT o.seq, ",
+            size!("o."),
+            " FROM (SELECT seq, due FROM (SELECT seq, stage, worker, lane, due FROM callback_outbox \
+                                         WHERE stage < 10 AND held = 0 AND due <= ?1 ORDER BY due, seq LIMIT ?5) \
+                   WHERE CASE WHEN stage <= 1 THEN worker IN (SELECT value FROM json_each(?2)) \
+                         ELSE lane NOT IN (SELECT value FROM json_each(?3)) END \
+                   ORDER BY due, seq LIMIT ?4) AS f CROSS JOIN callback_outbox AS o ON o.seq = f.seq"
         ),
         "?7"
     ),
