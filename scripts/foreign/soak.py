@@ -4,7 +4,7 @@
 
 Wants the broker of `scripts/rabbitmq run` or `scripts/kafka run`. Calls go out in batches, each with
 `"$rpc.callback": true`; accepted is what was acknowledged with a task id; the broker is killed with SIGKILL each time that
-another part of the results was accepted, and started again. A consumer of another make reads the queue or topic to its
+another part of the results has arrived, and started again. A consumer of another make reads the queue or topic to its
 end, and looks for each id that was acknowledged.
 
 Prints as its last line `lost N duplicated N accepted N kills N`; exits 1 if anything was lost.
@@ -168,8 +168,8 @@ def main():
                 thread.start()
             killed = 0
             while killed < kills:
-                # Spread over the run, none before the first results and none after the last.
-                if len(accepted) * (kills + 1) >= results * (killed + 1):
+                # Spread over what arrives, so that each finds messages on their way.
+                if len(seen) * (kills + 1) >= results * (killed + 1):
                     broker.kill()
                     killed += 1
                     print(f"{time.monotonic() - began:6.1f} s  kill {killed}: accepted {len(accepted)}, arrived {len(seen)}", flush=True)

@@ -5,19 +5,19 @@ use std::sync::Arc;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The RabbitMQ of amqp:///?queue=… , with user and password; needs the feature `amqp`
+    /// A RabbitMQ, with user and password, whose queues results may go to; needs the feature `amqp`
     #[arg(long, env = "ORDER_SERVICE_AMQP", hide_env_values = true, value_name = "URL")]
     amqp: Option<Dsn>,
 
-    /// The queues of it that results may go to: a name, in which * stands for any characters
+    /// Which queues of it: a name, in which * stands for any characters
     #[arg(long, env = "ORDER_SERVICE_AMQP_QUEUE", default_value = "orders.*", value_name = "PATTERN")]
     amqp_queue: String,
 
-    /// The Kafka of kafka:///topic, as host:port,…; needs the feature `kafka`
+    /// A Kafka, as host:port,…, whose topics results may go to; needs the feature `kafka`
     #[arg(long, env = "ORDER_SERVICE_KAFKA", value_name = "BROKERS")]
     kafka: Option<String>,
 
-    /// The topics of it that results may go to: a name, in which * stands for any characters
+    /// Which topics of it: a name, in which * stands for any characters
     #[arg(long, env = "ORDER_SERVICE_KAFKA_TOPIC", default_value = "orders.*", value_name = "PATTERN")]
     kafka_topic: String,
 }
