@@ -135,8 +135,7 @@ impl Link {
         let events = connection.events_listener();
         let ended = CancellationToken::new();
         let connected = Arc::new(Connected {
-            // 0 is no limit.
-            frame_max: if frame_max == 0 { usize::MAX } else { frame_max },
+            frame_max,
             ended: ended.clone(),
             connection,
             socket,

@@ -37,6 +37,9 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// Seconds; a broker that was silent for twice as long is gone.
 const HEARTBEAT: u16 = 10;
 
+/// The largest frame, in bytes; a broker may ask for smaller ones. lapin allots 64 such frames to a connection.
+const FRAME_MAX: u32 = 131_072;
+
 /// How to reach a broker. Holds the password: it has no `Debug`.
 pub(crate) struct Endpoint {
     host: Host,
@@ -153,6 +156,7 @@ impl Endpoint {
             vhost: vhost.to_owned(),
             query: AMQPQueryString {
                 heartbeat: Some(HEARTBEAT),
+                frame_max: Some(FRAME_MAX),
                 auth_mechanism: Some(mechanism),
                 ..AMQPQueryString::default()
             },

@@ -13,5 +13,8 @@ mod dial;
 mod lane;
 mod tls;
 
+#[cfg(test)]
+mod fake;
+
 pub use config::{AmqpCluster, AmqpSinkBuilder, AmqpSinkError};
 pub use sink::AmqpSink;

@@ -1,0 +1,45 @@
+use super::*;
+use crate::{
+    AmqpCluster,
+    fake::{Answer, Fake},
+};
+use std::time::{Instant, SystemTime};
+
+/// How long anything may take that a test waits for.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+fn sink(fake: &Fake) -> AmqpSink {
+    let cluster = AmqpCluster::new(dsn(&fake.url)).queue("*").exchange("*").vhost("*");
+    AmqpSink::builder().default_cluster(cluster).build().expect("a sink")
+}
+
+fn dsn(text: &str) -> Dsn {
+    text.parse().expect("a Dsn")
+}
+
+fn message() -> Message {
+    Message::builder("a").payload("a body").build().expect("a message")
+}
+
+/// Delivers to a queue, or to an exchange by `exchange=…&routing_key=…`.
+async fn within(limit: Duration, sink: &AmqpSink, to: &str, message: &Message) -> Result<Receipt, SinkError> {
+    let to = if to.contains('=') { to.to_owned() } else { format!("queue={to}") };
+    let attempt = Attempt::new(1, SystemTime::now(), Instant::now() + limit);
+    sink.deliver(&dsn(&format!("amqp:///?{to}")), message, &attempt).await
+}
+
+async fn deliver(sink: &AmqpSink, to: &str) -> Result<Receipt, SinkError> {
+    within(PATIENCE, sink, to, &message()).await
+}
+
+#[tokio::test]
+async fn a_frame_is_no_larger_than_ours_whatever_the_broker_asks_for() {
+    for (asked, found) in [(0, 131_072), (u32::MAX, 131_072), (4_096, 4_096)] {
+        let fake = Fake::start(asked, |_| Answer::Usual).await;
+        let sink = sink(&fake);
+        deliver(&sink, "q").await.expect("delivered");
+        let links: Vec<Arc<Link>> = sink.0.links.lock().expect("no panic").values().cloned().collect();
+        assert_eq!(links[0].connected().await.expect("connected").frame_max(), found, "{asked} asked for");
+        assert_eq!(fake.connections(), 1);
+    }
+}
