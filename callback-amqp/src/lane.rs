@@ -36,6 +36,9 @@ const BACKLOG: usize = 32;
 /// After a message closed its channel, so many go one at a time, so that the culprit is found and pays alone.
 const ONE_AT_A_TIME: usize = WINDOW;
 
+/// How many messages wait on one channel for another of their id, at the most.
+const PARKED: usize = 1024;
+
 /// How long confirms may take to say that their channel is lost.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
@@ -216,7 +219,7 @@ impl Publisher {
             while let Some(job) = self.next_job(&window) {
                 self.publish(channel, job, &mut window, &confirms);
             }
-            let has_room = window.len() < self.limit() && self.parked.is_empty();
+            let has_room = window.len() < self.limit();
             tokio::select! {
                 biased;
                 Some(settled) = confirms.next(), if !confirms.is_empty() => {
@@ -252,6 +255,7 @@ impl Publisher {
         if window.len() >= self.limit() {
             return None;
         }
+        self.parked.retain(|job| !job.answer.is_closed());
         if let Some(at) = self.parked.iter().position(|job| !window.contains(job.message.id())) {
             return self.parked.remove(at);
         }
@@ -274,7 +278,11 @@ impl Publisher {
         }
         if window.contains(job.message.id()) {
             // Two of one id are not told apart when one comes back.
-            self.parked.push_back(job);
+            if self.parked.len() < PARKED {
+                self.parked.push_back(job);
+            } else {
+                job.fail(Failure::new(ErrorKind::Throttled, Phase::Write, "too many messages of one id are in flight"));
+            }
             return;
         }
         if self.connected.is_blocked() {

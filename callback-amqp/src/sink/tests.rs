@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     AmqpCluster,
-    fake::{Answer, Fake},
+    fake::{Answer, Asked, Fake, PUBLISH},
 };
 use std::time::{Instant, SystemTime};
 
@@ -41,5 +41,31 @@ async fn a_frame_is_no_larger_than_ours_whatever_the_broker_asks_for() {
         let links: Vec<Arc<Link>> = sink.0.links.lock().expect("no panic").values().cloned().collect();
         assert_eq!(links[0].connected().await.expect("connected").frame_max(), found, "{asked} asked for");
         assert_eq!(fake.connections(), 1);
+    }
+}
+
+fn mute(asked: &Asked) -> Answer {
+    if asked.method == PUBLISH && asked.name == "mute" { Answer::Silence } else { Answer::Usual }
+}
+
+#[tokio::test]
+async fn a_message_that_is_never_confirmed_and_its_retry_hold_up_nobody() {
+    let fake = Fake::start(0, mute).await;
+    let (sink, unlucky) = (sink(&fake), message());
+    for _ in 0..3 {
+        let error = within(Duration::from_millis(100), &sink, "mute", &unlucky).await.expect_err("no confirm");
+        assert_eq!((error.kind(), error.phase()), (ErrorKind::TimedOut, Some(Phase::Answer)));
+    }
+    // The same channel, while one retry waits.
+    let retry = within(Duration::from_secs(60), &sink, "mute", &unlucky);
+    let others = async {
+        for _ in 0..10 {
+            deliver(&sink, "q").await.expect("delivered");
+        }
+    };
+    tokio::select! {
+        biased;
+        result = retry => panic!("{result:?}"),
+        () = others => {}
     }
 }
