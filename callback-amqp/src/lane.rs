@@ -42,7 +42,7 @@ const PARKED: usize = 1024;
 /// How long confirms may take to say that their channel is lost.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
-/// How many exchanges a connection has channels for, at the most.
+/// How many exchanges a connection has channels for, at the most; the default one comes on top.
 const LANES: usize = 256;
 
 /// A message on its way to the broker. Whoever waits for the answer may be gone; the permits are held on.
@@ -90,7 +90,8 @@ impl Lanes {
             return Err(job);
         }
         if !state.lanes.contains_key(exchange) {
-            if state.lanes.len() >= LANES {
+            let others = state.lanes.len() - usize::from(state.lanes.contains_key(""));
+            if !exchange.is_empty() && others >= LANES {
                 job.fail(Failure::new(ErrorKind::Throttled, Phase::Connect, "too many exchanges are in use"));
                 return Ok(());
             }
@@ -177,35 +178,42 @@ impl Publisher {
         let connected = Arc::clone(&self.connected);
         loop {
             // What waited for another message's verdict when the channel was lost goes first.
-            if let Some(job) = self.parked.pop_front() {
-                self.serve(job).await;
-                continue;
-            }
-            tokio::select! {
-                biased;
-                Ok(job) = self.waiting.recv_async() => self.serve(job).await,
-                () = connected.ended() => break,
-                () = sleep(IDLE) => if connected.lanes().leave(&self.exchange, false) {
-                    return;
+            let job = match self.parked.pop_front() {
+                Some(job) => job,
+                None => tokio::select! {
+                    biased;
+                    Ok(job) = self.waiting.recv_async() => job,
+                    () = connected.ended() => break,
+                    () = sleep(IDLE) => if connected.lanes().leave(&self.exchange, false) {
+                        return;
+                    } else {
+                        continue;
+                    },
                 },
+            };
+            let has_served = !job.answer.is_closed() && self.serve(job).await;
+            // An exchange without a channel, which may be one that a client made up, keeps no place.
+            if !has_served && self.parked.is_empty() && connected.lanes().leave(&self.exchange, false) {
+                return;
             }
         }
         connected.lanes().leave(&self.exchange, true);
     }
 
-    /// Opens a channel for a message, and publishes on it until it is lost or idle.
-    async fn serve(&mut self, job: Box<Job>) {
-        if job.answer.is_closed() {
-            return;
-        }
+    /// Opens a channel for a message, and publishes on it until it is lost or idle; whether there was one.
+    async fn serve(&mut self, job: Box<Job>) -> bool {
         self.parked.push_front(job);
         match self.connected.open(&self.exchange).await {
-            Ok(channel) => self.publish_on(&channel).await,
+            Ok(channel) => {
+                self.publish_on(&channel).await;
+                true
+            }
             Err(error) => {
                 let failure = broken(&error, Phase::Connect, true);
                 for job in self.parked.drain(..).chain(self.waiting.drain()) {
                     job.fail(failure.clone());
                 }
+                false
             }
         }
     }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     AmqpCluster,
-    fake::{Answer, Asked, Fake, PUBLISH},
+    fake::{Answer, Asked, EXCHANGE_DECLARE, Fake, PUBLISH},
 };
 use std::time::{Instant, SystemTime};
 
@@ -68,4 +68,31 @@ async fn a_message_that_is_never_confirmed_and_its_retry_hold_up_nobody() {
         result = retry => panic!("{result:?}"),
         () = others => {}
     }
+}
+
+#[tokio::test]
+async fn exchanges_that_are_made_up_shut_out_nobody() {
+    let fake = Fake::start(0, |asked: &Asked| match asked.method {
+        EXCHANGE_DECLARE if asked.name.starts_with("made-up") => Answer::CloseChannel(404),
+        _ => Answer::Usual,
+    })
+    .await;
+    let sink = sink(&fake);
+    for number in 0..300 {
+        let result = deliver(&sink, &format!("exchange=made-up-{number}&routing_key=k")).await;
+        assert_eq!(result.expect_err("not there").kind(), ErrorKind::Unroutable, "{number}");
+    }
+    deliver(&sink, "exchange=e&routing_key=k").await.expect("delivered");
+}
+
+#[tokio::test]
+async fn the_default_exchange_has_its_place_beside_all_others() {
+    let fake = Fake::start(0, |_| Answer::Usual).await;
+    let sink = sink(&fake);
+    for number in 0..256 {
+        deliver(&sink, &format!("exchange=e{number}&routing_key=k")).await.expect("delivered");
+    }
+    let error = deliver(&sink, "exchange=one-more&routing_key=k").await.expect_err("one too many");
+    assert_eq!((error.kind(), error.phase()), (ErrorKind::Throttled, Some(Phase::Connect)));
+    deliver(&sink, "q").await.expect("delivered");
 }
