@@ -36,8 +36,21 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A connection that was lost sooner than this counts as a failure to connect.
 const PROOF: Duration = Duration::from_secs(5);
 
-/// How long a connection without work is kept, and how long its channels are.
-pub(crate) const IDLE: Duration = Duration::from_secs(60);
+/// How long a connection waits for this or that.
+#[derive(Clone, Copy)]
+pub(crate) struct Limits {
+    /// How long one without work is kept, and how long its channels are.
+    pub(crate) idle: Duration,
+    /// How long a channel may take to open; the exchange is looked for first.
+    pub(crate) open: Duration,
+    /// How long a confirm may take at least before the channel is given up; a quarter more at the most.
+    pub(crate) confirm: Duration,
+}
+
+impl Limits {
+    pub(crate) const DEFAULT: Self =
+        Self { idle: Duration::from_secs(60), open: Duration::from_secs(10), confirm: Duration::from_secs(60) };
+}
 
 /// How long a connection may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(2);
@@ -51,11 +64,16 @@ pub(crate) struct Link {
     vhost: String,
     /// One a message in flight.
     slots: Arc<Semaphore>,
+    /// One a KiB of the bodies in flight.
+    bytes: Arc<Semaphore>,
+    /// How many there are of `bytes`.
+    kibibytes: u32,
+    limits: Limits,
     state: Mutex<State>,
 }
 
 /// How many messages are in flight on a connection.
-const SLOTS: usize = 4096;
+const SLOTS: u32 = 4096;
 
 struct State {
     /// How many tries to connect have failed in a row.
@@ -69,9 +87,16 @@ struct State {
 type Tried = Result<Arc<Connected>, Failure>;
 
 impl Link {
-    pub(crate) fn new(endpoint: Arc<Endpoint>, vhost: String) -> Self {
-        let state = State { failures: 0, connected: None, trying: None, is_closed: false };
-        Self { endpoint, vhost, slots: Arc::new(Semaphore::new(SLOTS)), state: Mutex::new(state) }
+    pub(crate) fn new(endpoint: Arc<Endpoint>, vhost: String, kibibytes: u32, limits: Limits) -> Self {
+        Self {
+            endpoint,
+            vhost,
+            slots: Arc::new(Semaphore::new(SLOTS as usize)),
+            bytes: Arc::new(Semaphore::new(kibibytes as usize)),
+            kibibytes,
+            limits,
+            state: Mutex::new(State { failures: 0, connected: None, trying: None, is_closed: false }),
+        }
     }
 
     /// The connection; where there is none, what becomes of the try to make it that is underway.
@@ -86,9 +111,18 @@ impl Link {
         }
     }
 
-    /// A place for one more message in flight.
-    pub(crate) async fn slot(&self) -> Result<OwnedSemaphorePermit, AcquireError> {
-        Arc::clone(&self.slots).acquire_owned().await
+    /// A place for one more message in flight, with a body of so many bytes.
+    pub(crate) async fn room(&self, body: usize) -> Result<[OwnedSemaphorePermit; 2], AcquireError> {
+        let kibibytes = u32::try_from(body / 1024 + 1).unwrap_or(u32::MAX).min(self.kibibytes);
+        Ok([
+            Arc::clone(&self.slots).acquire_owned().await?,
+            Arc::clone(&self.bytes).acquire_many_owned(kibibytes).await?,
+        ])
+    }
+
+    /// Resolves once no message is in flight.
+    pub(crate) async fn settled(&self) {
+        let _ = self.slots.acquire_many(SLOTS).await;
     }
 
     fn connected_or_trying(self: &Arc<Self>) -> Result<Tried, watch::Receiver<Option<Tried>>> {
@@ -139,11 +173,12 @@ impl Link {
             ended: ended.clone(),
             connection,
             socket,
+            limits: self.limits,
             lanes: Lanes::default(),
             declared: tokio::sync::Mutex::default(),
             since: Instant::now(),
         });
-        tokio::spawn(watch_over(Arc::downgrade(&connected), Box::pin(events), ended));
+        tokio::spawn(watch_over(Arc::downgrade(&connected), Box::pin(events), ended, self.limits.idle));
         Ok(connected)
     }
 
@@ -190,6 +225,7 @@ async fn watch_over(
     connected: Weak<Connected>,
     mut events: Pin<Box<impl Stream<Item = Event> + Send>>,
     ended: CancellationToken,
+    idle: Duration,
 ) {
     loop {
         tokio::select! {
@@ -199,7 +235,7 @@ async fn watch_over(
                 Some(_) => {}
             },
             () = ended.cancelled() => break,
-            () = time::sleep(IDLE) => match connected.upgrade() {
+            () = time::sleep(idle) => match connected.upgrade() {
                 Some(connected) if connected.is_alive() && !connected.lanes.retire() => {}
                 Some(connected) => return connected.close().await,
                 None => break,
@@ -217,6 +253,7 @@ pub(crate) struct Connected {
     /// The queues that were seen or declared on this connection.
     declared: tokio::sync::Mutex<HashSet<String>>,
     frame_max: usize,
+    limits: Limits,
     since: Instant,
     /// Cancelled once nothing more can be published.
     ended: CancellationToken,
@@ -234,6 +271,10 @@ impl Connected {
     /// The broker takes nothing: memory or disk are short there.
     pub(crate) fn is_blocked(&self) -> bool {
         self.connection.status().blocked()
+    }
+
+    pub(crate) const fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// How large a frame may be.

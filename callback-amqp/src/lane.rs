@@ -1,7 +1,7 @@
 //! The channels of one exchange: tasks that publish, and own the confirms.
 
 use crate::{
-    connection::{Connected, IDLE},
+    connection::Connected,
     outcome::{Failure, Verdict, broken, is_about_one_message, judge},
     window::{Clock, Confirm, Window},
 };
@@ -21,7 +21,7 @@ use std::{
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, oneshot},
-    time::{sleep, timeout},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
 /// How many channels an exchange has at the most. A further one is opened while more wait than one takes.
@@ -42,6 +42,9 @@ const PARKED: usize = 1024;
 /// How long confirms may take to say that their channel is lost.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
+/// Into how many parts the time that a confirm may take is cut.
+const QUARTERS: u32 = 4;
+
 /// How many exchanges a connection has channels for, at the most; the default one comes on top.
 const LANES: usize = 256;
 
@@ -51,6 +54,8 @@ pub(crate) struct Job {
     pub(crate) routing_key: String,
     pub(crate) properties: BasicProperties,
     pub(crate) answer: oneshot::Sender<Result<Receipt, SinkError>>,
+    /// In which of the publisher's quarters it was published.
+    pub(crate) quarter: u64,
     pub(crate) _permits: [OwnedSemaphorePermit; 2],
 }
 
@@ -107,6 +112,7 @@ impl Lanes {
                 waiting: lane.waiting.clone(),
                 parked: VecDeque::new(),
                 careful: 0,
+                quarter: 0,
             };
             tokio::spawn(publisher.run());
         }
@@ -129,6 +135,16 @@ impl Lanes {
 
     pub(crate) fn is_closed(&self) -> bool {
         self.lock().is_closed
+    }
+
+    /// Drops what waits for an exchange and nobody waits for any more: it holds the permits of others.
+    fn purge(&self, exchange: &str) {
+        let state = self.lock();
+        let Some(lane) = state.lanes.get(exchange) else { return };
+        let waiting: Vec<Box<Job>> = lane.waiting.drain().filter(|job| !job.answer.is_closed()).collect();
+        for job in waiting {
+            let _ = lane.jobs.send(job);
+        }
     }
 
     /// A publisher has nothing to do; whether it may go.
@@ -163,6 +179,8 @@ struct Publisher {
     parked: VecDeque<Box<Job>>,
     /// How many still go one at a time.
     careful: usize,
+    /// How many quarters of the time that a confirm may take have begun.
+    quarter: u64,
 }
 
 /// Whoever wakes it goes to the end of one queue, so settled confirms are seen in the order in which they settled.
@@ -184,7 +202,7 @@ impl Publisher {
                     biased;
                     Ok(job) = self.waiting.recv_async() => job,
                     () = connected.ended() => break,
-                    () = sleep(IDLE) => if connected.lanes().leave(&self.exchange, false) {
+                    () = sleep(connected.limits().idle) => if connected.lanes().leave(&self.exchange, false) {
                         return;
                     } else {
                         continue;
@@ -203,19 +221,23 @@ impl Publisher {
     /// Opens a channel for a message, and publishes on it until it is lost or idle; whether there was one.
     async fn serve(&mut self, job: Box<Job>) -> bool {
         self.parked.push_front(job);
-        match self.connected.open(&self.exchange).await {
-            Ok(channel) => {
+        let failure = match timeout(self.connected.limits().open, self.connected.open(&self.exchange)).await {
+            Ok(Ok(channel)) => {
                 self.publish_on(&channel).await;
-                true
+                return true;
             }
-            Err(error) => {
-                let failure = broken(&error, Phase::Connect, true);
-                for job in self.parked.drain(..).chain(self.waiting.drain()) {
-                    job.fail(failure.clone());
-                }
-                false
+            Ok(Err(error)) => broken(&error, Phase::Connect, true),
+            Err(_elapsed) if self.connected.is_blocked() => blocked(),
+            Err(_elapsed) => {
+                // Other channels may have their confirms yet; the next message gets another connection.
+                self.connected.lanes().close();
+                Failure::new(ErrorKind::Unavailable, Phase::Connect, "the broker opened no channel in time")
             }
+        };
+        for job in self.parked.drain(..).chain(self.waiting.drain()) {
+            job.fail(failure.clone());
         }
+        false
     }
 
     async fn publish_on(&mut self, channel: &Channel) {
@@ -223,6 +245,9 @@ impl Publisher {
         let mut confirms = Confirms::new();
         let mut lost: Option<lapin::Error> = None;
         let connected = Arc::clone(&self.connected);
+        let limits = connected.limits();
+        let mut quarters = interval(limits.confirm / QUARTERS);
+        quarters.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while lost.is_none() {
             while let Some(job) = self.next_job(&window) {
                 self.publish(channel, job, &mut window, &confirms);
@@ -230,6 +255,18 @@ impl Publisher {
             let has_room = window.len() < self.limit();
             tokio::select! {
                 biased;
+                _ = quarters.tick(), if !confirms.is_empty() => {
+                    self.quarter += 1;
+                    self.parked.retain(|job| !job.answer.is_closed());
+                    connected.lanes().purge(&self.exchange);
+                    if window.tickets().any(|job| self.quarter - job.quarter > u64::from(QUARTERS)) {
+                        // Dropping the channel closes it: its messages are not the broker's to judge any more.
+                        let failure =
+                            Failure::new(ErrorKind::Unavailable, Phase::Answer, "the broker did not confirm in time");
+                        window.into_tickets().for_each(|job| job.fail(failure.clone()));
+                        return;
+                    }
+                }
                 Some(settled) = confirms.next(), if !confirms.is_empty() => {
                     self.settle(settled, &mut window, &mut lost);
                     // The others that are there already: one frame confirms many.
@@ -242,7 +279,7 @@ impl Publisher {
                     Err(_) => return,
                 },
                 () = connected.ended(), if confirms.is_empty() => break,
-                () = sleep(IDLE), if confirms.is_empty() => break,
+                () = sleep(limits.idle), if confirms.is_empty() => break,
             }
         }
         // A channel that is dropped is closed; nobody waits for that.
@@ -300,6 +337,7 @@ impl Publisher {
         let (exchange, routing_key) = (ShortString::from(&*self.exchange), std::mem::take(&mut job.routing_key));
         let (properties, message) = (std::mem::take(&mut job.properties), job.message.clone());
         let (channel, clock) = (channel.clone(), window.clock());
+        job.quarter = self.quarter;
         window.publish(message.id().clone(), job);
         confirms.push(Box::pin(async move {
             let options = BasicPublishOptions { mandatory: true, immediate: false };

@@ -3,7 +3,7 @@
 use crate::{
     address::Address,
     config::{AmqpSinkBuilder, matches},
-    connection::Link,
+    connection::{Limits, Link},
     dial::{Endpoint, Identity},
     lane::{Job, blocked},
     outcome::broken,
@@ -11,6 +11,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use callback_core::{Attempt, Dsn, DsnError, ErrorKind, Message, Phase, Policy, Receipt, Sink, SinkError};
+use futures_util::future::join_all;
 use rustls::ClientConfig;
 use std::{
     collections::HashMap,
@@ -19,7 +20,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{AcquireError, OwnedSemaphorePermit, Semaphore, oneshot},
+    sync::{AcquireError, oneshot},
     time::{timeout, timeout_at},
 };
 use tokio_util::task::TaskTracker;
@@ -30,8 +31,8 @@ use tokio_util::task::TaskTracker;
 /// cluster and vhost, made when it is first needed and again when it was lost, and closed after a few minutes without work;
 /// concurrent deliveries are pipelined on it.
 ///
-/// At most 4,096 messages a connection, and 256 MiB of bodies in all, are in flight; a further delivery waits, until its
-/// deadline at the longest.
+/// At most 4,096 messages a connection are in flight, with 256 MiB of bodies, or 16 MiB where a client named the broker; a
+/// further delivery waits, until its deadline at the longest.
 ///
 /// ```
 /// use callback_amqp::{AmqpCluster, AmqpSink};
@@ -47,8 +48,7 @@ struct Inner {
     clusters: HashMap<String, Cluster>,
     unregistered: Option<(Policy, Arc<ClientConfig>)>,
     links: Mutex<HashMap<Place, Arc<Link>>>,
-    /// One a KiB.
-    bytes: Arc<Semaphore>,
+    limits: Limits,
     in_flight: TaskTracker,
 }
 
@@ -69,8 +69,11 @@ enum Place {
     Unregistered { identity: Identity, vhost: String },
 }
 
-/// How much of all bodies together is in flight, in KiB.
-const KIBIBYTES: u32 = 256 << 10;
+/// How much of all bodies together is in flight on a connection to a registered cluster, in KiB.
+const REGISTERED_KIBIBYTES: u32 = 256 << 10;
+
+/// And on one to a broker that a client names.
+const UNREGISTERED_KIBIBYTES: u32 = 16 << 10;
 
 /// To how many brokers that clients name there are connections at once.
 const UNREGISTERED: usize = 64;
@@ -95,7 +98,7 @@ impl AmqpSink {
             clusters,
             unregistered,
             links: Mutex::default(),
-            bytes: Arc::new(Semaphore::new(KIBIBYTES as usize)),
+            limits: Limits::DEFAULT,
             in_flight: TaskTracker::new(),
         }))
     }
@@ -145,10 +148,13 @@ impl AmqpSink {
                 return Err(SinkError::throttled("too many brokers are in use").with_phase(Phase::Connect));
             }
         }
-        let vhost = match &place {
-            Place::Registered { vhost, .. } | Place::Unregistered { vhost, .. } => vhost.clone(),
+        let (vhost, kibibytes) = match &place {
+            Place::Registered { vhost, .. } => (vhost.clone(), REGISTERED_KIBIBYTES),
+            Place::Unregistered { vhost, .. } => (vhost.clone(), UNREGISTERED_KIBIBYTES),
         };
-        Ok(Arc::clone(links.entry(place).or_insert_with(|| Arc::new(Link::new(endpoint, vhost)))))
+        let link = Arc::new(Link::new(endpoint, vhost, kibibytes, self.0.limits));
+        links.insert(place, Arc::clone(&link));
+        Ok(link)
     }
 
     async fn publish(
@@ -165,17 +171,13 @@ impl AmqpSink {
             return Err(blocked().into());
         }
         let properties = wire::properties(&address, message, attempt, connected.frame_max())?;
-        let kibibytes = u32::try_from(message.body().len() / 1024 + 1).unwrap_or(KIBIBYTES).min(KIBIBYTES);
         let closed = |_: AcquireError| SinkError::unavailable("the sink is closed");
-        let permits: [OwnedSemaphorePermit; 2] = [
-            link.slot().await.map_err(closed)?,
-            Arc::clone(&self.0.bytes).acquire_many_owned(kibibytes).await.map_err(closed)?,
-        ];
+        let permits = link.room(message.body().len()).await.map_err(closed)?;
         let declares = matches!(broker, Broker::Registered(_, cluster) if cluster.declare_queues);
         let queue = address.queue().filter(|_| declares).map(str::to_owned);
         let (answer, answered) = oneshot::channel();
         let (exchange, routing_key) = (address.exchange, address.routing_key);
-        let mut job = Box::new(Job { message: message.clone(), routing_key, properties, answer, _permits: permits });
+        let mut job = Box::new(Job { message: message.clone(), routing_key, properties, answer, quarter: 0, _permits: permits });
         loop {
             if let Some(queue) = &queue {
                 connected.declare(queue).await.map_err(|error| broken(&error, Phase::Connect, true))?;
@@ -224,11 +226,11 @@ impl Sink for AmqpSink {
         self.0.in_flight.close();
         // Each delivery ends by its own deadline.
         self.0.in_flight.wait().await;
-        // What nobody waits for holds its part of these until the broker has confirmed it.
-        let all = timeout(LAST_CONFIRMS, self.0.bytes.acquire_many(KIBIBYTES)).await;
         let links: Vec<Arc<Link>> =
-            self.0.links.lock().unwrap_or_else(PoisonError::into_inner).drain().map(|(_, link)| link).collect();
-        futures_util::future::join_all(links.iter().map(|link| link.close())).await;
+            self.0.links.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        // What nobody waits for holds its place until the broker has confirmed it.
+        let all = timeout(LAST_CONFIRMS, join_all(links.iter().map(|link| link.settled()))).await;
+        join_all(links.iter().map(|link| link.close())).await;
         match all {
             Ok(_) => Ok(()),
             Err(_elapsed) => Err(SinkError::unavailable("messages were left unconfirmed")),

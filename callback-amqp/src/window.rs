@@ -139,6 +139,11 @@ impl<T> Window<T> {
         self.entries.remove(id).map(|entry| entry.ticket)
     }
 
+    /// The tickets of all that is not judged.
+    pub(crate) fn tickets(&self) -> impl Iterator<Item = &T> {
+        self.entries.values().map(|entry| &entry.ticket)
+    }
+
     /// The tickets of all that is not judged, and cannot be any more.
     pub(crate) fn into_tickets(self) -> impl Iterator<Item = T> {
         self.entries.into_values().map(|entry| entry.ticket)

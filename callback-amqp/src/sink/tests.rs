@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     AmqpCluster,
-    fake::{Answer, Asked, EXCHANGE_DECLARE, Fake, PUBLISH},
+    fake::{Answer, Asked, CHANNEL_OPEN, EXCHANGE_DECLARE, Fake, PUBLISH},
 };
 use std::time::{Instant, SystemTime};
 
@@ -94,5 +94,61 @@ async fn the_default_exchange_has_its_place_beside_all_others() {
     }
     let error = deliver(&sink, "exchange=one-more&routing_key=k").await.expect_err("one too many");
     assert_eq!((error.kind(), error.phase()), (ErrorKind::Throttled, Some(Phase::Connect)));
+    deliver(&sink, "q").await.expect("delivered");
+}
+
+/// Limits that a test can wait for.
+fn impatient(mut sink: AmqpSink) -> AmqpSink {
+    let (open, confirm) = (Duration::from_millis(300), Duration::from_millis(400));
+    Arc::get_mut(&mut sink.0).expect("not shared yet").limits = Limits { open, confirm, ..Limits::DEFAULT };
+    sink
+}
+
+#[tokio::test]
+async fn what_is_never_confirmed_gives_its_place_back() {
+    let fake = Fake::start(0, mute).await;
+    let sink = impatient(sink(&fake));
+    let error = deliver(&sink, "mute").await.expect_err("never confirmed");
+    assert_eq!((error.kind(), error.phase()), (ErrorKind::Unavailable, Some(Phase::Answer)));
+    // Whether somebody waits for it or not; a window is full, and more than that waits.
+    let soon = Duration::from_millis(50);
+    join_all((0..1_500).map(|_| async { within(soon, &sink, "mute", &message()).await.expect_err("no confirm") })).await;
+    let link = sink.0.links.lock().expect("no panic").values().next().cloned().expect("a link");
+    timeout(PATIENCE, link.settled()).await.expect("all places are given back");
+    deliver(&sink, "q").await.expect("delivered");
+    assert_eq!(fake.connections(), 1);
+}
+
+#[tokio::test]
+async fn a_broker_that_opens_no_channel_is_given_up() {
+    let has_opened = std::sync::atomic::AtomicBool::new(false);
+    let fake = Fake::start(0, move |asked: &Asked| match asked.method {
+        CHANNEL_OPEN if !has_opened.swap(true, std::sync::atomic::Ordering::Relaxed) => Answer::Silence,
+        _ => Answer::Usual,
+    })
+    .await;
+    let sink = impatient(sink(&fake));
+    let error = deliver(&sink, "q").await.expect_err("no channel");
+    assert_eq!((error.kind(), error.phase()), (ErrorKind::Unavailable, Some(Phase::Connect)));
+    deliver(&sink, "q").await.expect("delivered");
+    assert_eq!(fake.connections(), 2);
+}
+
+#[tokio::test]
+async fn bodies_of_one_broker_leave_room_for_those_of_another() {
+    let (silent, fake) = (Fake::start(0, mute).await, Fake::start(0, mute).await);
+    let cluster = |fake: &Fake| AmqpCluster::new(dsn(&fake.url)).queue("*");
+    let builder = AmqpSink::builder().default_cluster(cluster(&fake)).cluster("silent", cluster(&silent));
+    let sink = builder.build().expect("a sink");
+    let link = {
+        let dsn = dsn("amqp://silent/?queue=mute");
+        let (broker, address) = sink.judge(&dsn).expect("open");
+        sink.link(&dsn, &broker, &address).expect("a link")
+    };
+    // As many bytes as the silent broker may hold.
+    let _held = link.room(usize::MAX).await.expect("room");
+    let to_silent = dsn("amqp://silent/?queue=mute");
+    let attempt = Attempt::new(1, SystemTime::now(), Instant::now() + Duration::from_millis(100));
+    assert_eq!(sink.deliver(&to_silent, &message(), &attempt).await.expect_err("no room").kind(), ErrorKind::TimedOut);
     deliver(&sink, "q").await.expect("delivered");
 }
