@@ -3,7 +3,7 @@
 use crate::{
     dial::{Endpoint, Socket},
     lane::{Job, Lanes},
-    outcome::Failure,
+    outcome::{About, Failure},
 };
 use callback_core::{ErrorKind, Phase};
 use futures_core::Stream;
@@ -266,6 +266,11 @@ impl Connected {
 
     fn is_retired(&self) -> bool {
         self.lanes.is_closed()
+    }
+
+    /// Whom an error is about, which is the connection where that is lost.
+    pub(crate) fn about(&self, about: About) -> About {
+        if self.connection.status().connected() { about } else { About::Connection }
     }
 
     /// The broker takes nothing: memory or disk are short there.

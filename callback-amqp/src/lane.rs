@@ -2,7 +2,7 @@
 
 use crate::{
     connection::Connected,
-    outcome::{Failure, Verdict, broken, is_about_one_message, judge},
+    outcome::{About, Failure, Verdict, broken, is_about_one_message, judge},
     window::{Clock, Confirm, Window},
 };
 use callback_core::{ErrorKind, Message, MessageId, Phase, Receipt, SinkError};
@@ -226,7 +226,7 @@ impl Publisher {
                 self.publish_on(&channel).await;
                 return true;
             }
-            Ok(Err(error)) => broken(&error, Phase::Connect, true),
+            Ok(Err(error)) => broken(&error, Phase::Connect, self.connected.about(About::Place)),
             Err(_elapsed) if self.connected.is_blocked() => blocked(),
             Err(_elapsed) => {
                 // Other channels may have their confirms yet; the next message gets another connection.
@@ -291,7 +291,7 @@ impl Publisher {
             }
         };
         let _ = timeout(LAST_WORDS, rest).await;
-        let failure = broken(&error, Phase::Answer, false);
+        let failure = broken(&error, Phase::Answer, connected.about(About::Several));
         window.into_tickets().for_each(|job| job.fail(failure.clone()));
     }
 
@@ -366,10 +366,11 @@ impl Publisher {
             }
             Err(error) => {
                 // Those that failed with the first were underway beside it.
-                let alone = lost.is_none() && window.pending() == 1;
+                let is_alone = lost.is_none() && window.pending() == 1;
+                let about = self.connected.about(if is_alone { About::Message } else { About::Several });
                 let job = window.fail(&id);
-                let failure = broken(&error, Phase::Answer, alone);
-                if is_about_one_message(broken(&error, Phase::Answer, true).kind) {
+                let failure = broken(&error, Phase::Answer, about);
+                if about != About::Connection && is_about_one_message(&error) {
                     self.careful = ONE_AT_A_TIME;
                 }
                 lost.get_or_insert(error);

@@ -1,7 +1,7 @@
 //! What a broker's answer means.
 
 use callback_core::{ErrorKind, Evidence, Phase, Receipt, SinkError};
-use lapin::{Error, ErrorKind as LapinErrorKind};
+use lapin::{Error, ErrorKind as LapinErrorKind, protocol::AMQPErrorKind};
 use std::borrow::Cow;
 
 /// Why a message was not delivered: a [`SinkError`] that can be cloned, since one failure is that of many messages.
@@ -52,33 +52,56 @@ pub(crate) fn judge(verdict: Verdict) -> Result<Receipt, SinkError> {
     }
 }
 
+/// Whom an error that ended a channel or a connection is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum About {
+    /// The login, or the vhost: the connection was not open yet.
+    Login,
+    /// The queue or exchange that a channel was opened for; no message was published on it.
+    Place,
+    /// One message: no other was on the channel that the broker closed.
+    Message,
+    /// One of several on the channel that the broker closed, without saying which.
+    Several,
+    /// The connection, for whatever reason: nothing is known of any message on it.
+    Connection,
+}
+
 /// What a channel or connection that failed means for what was underway.
 ///
-/// `alone` says that one message was. A broker closes a channel for one message without saying which: it is judged by
-/// the code only where it was alone, and otherwise everybody is tried again.
-pub(crate) fn broken(error: &Error, phase: Phase, alone: bool) -> Failure {
+/// A message is given up only for an error of its own channel with it alone; whoever cannot be the culprit is tried again.
+pub(crate) fn broken(error: &Error, phase: Phase, about: About) -> Failure {
+    use ErrorKind::{Unauthorized, Unavailable, Unroutable};
     match error.kind() {
         LapinErrorKind::ProtocolError(error) => {
             let failure = failure(error.get_id(), error.get_message().as_str(), phase);
-            if alone || !is_about_one_message(failure.kind) {
+            // By the specification such an error ends the connection, whoever made it.
+            let is_of_channel = matches!(error.kind(), AMQPErrorKind::Soft(_));
+            let is_believed = match about {
+                About::Login => matches!(failure.kind, Unauthorized | Unroutable),
+                About::Place => is_of_channel && matches!(failure.kind, Unauthorized | Unroutable),
+                About::Message => is_of_channel,
+                About::Several => is_of_channel && failure.kind == Unroutable,
+                About::Connection => false,
+            };
+            if is_believed || failure.kind == Unavailable {
                 failure
             } else {
-                Failure::new(ErrorKind::Unavailable, phase, "the broker closed the channel for one of its messages")
+                Failure::new(Unavailable, phase, "the broker closed channel or connection, not for this message alone")
             }
         }
         LapinErrorKind::ChannelsLimitReached => {
             Failure::new(ErrorKind::Throttled, phase, "the broker allows no more channels")
         }
-        LapinErrorKind::MissingHeartbeatError => {
-            Failure::new(ErrorKind::Unavailable, phase, "the broker was silent for too long")
-        }
+        LapinErrorKind::MissingHeartbeatError => Failure::new(Unavailable, phase, "the broker was silent for too long"),
         _ if phase == Phase::Answer => Failure::lost(),
-        _ => Failure::new(ErrorKind::Unavailable, phase, "the connection failed"),
+        _ => Failure::new(Unavailable, phase, "the connection failed"),
     }
 }
 
-/// Whether the broker may close a channel in this way for a single message on it.
-pub(crate) fn is_about_one_message(kind: ErrorKind) -> bool {
+/// Whether the broker closes a channel in this way for a single message on it.
+pub(crate) fn is_about_one_message(error: &Error) -> bool {
+    let kind = broken(error, Phase::Answer, About::Message).kind;
     matches!(kind, ErrorKind::Refused | ErrorKind::TooLarge | ErrorKind::Unauthorized)
 }
 
@@ -96,15 +119,15 @@ fn failure(code: u16, text: &str, phase: Phase) -> Failure {
         // RabbitMQ has no code of its own for a message above its `max_message_size`.
         406 if text.contains("message size") => (ErrorKind::TooLarge, "PRECONDITION_FAILED"),
         406 => (ErrorKind::Refused, "PRECONDITION_FAILED"),
-        501 => (ErrorKind::Refused, "FRAME_ERROR"),
-        502 => (ErrorKind::Refused, "SYNTAX_ERROR"),
+        501 => (ErrorKind::Unavailable, "FRAME_ERROR"),
+        502 => (ErrorKind::Unavailable, "SYNTAX_ERROR"),
         503 => (ErrorKind::Unavailable, "COMMAND_INVALID"),
         504 => (ErrorKind::Unavailable, "CHANNEL_ERROR"),
         505 => (ErrorKind::Unavailable, "UNEXPECTED_FRAME"),
         506 => (ErrorKind::Unavailable, "RESOURCE_ERROR"),
         // No such vhost, or none for this user: RabbitMQ tells them apart in words only.
         530 => (ErrorKind::Unauthorized, "NOT_ALLOWED"),
-        540 => (ErrorKind::Refused, "NOT_IMPLEMENTED"),
+        540 => (ErrorKind::Unavailable, "NOT_IMPLEMENTED"),
         541 => (ErrorKind::Unavailable, "INTERNAL_ERROR"),
         _ => (ErrorKind::Unavailable, "unknown to AMQP 0-9-1"),
     };
@@ -128,14 +151,14 @@ mod tests {
         (404, Unroutable),
         (405, Unavailable),
         (406, Refused),
-        (501, Refused),
-        (502, Refused),
+        (501, Unavailable),
+        (502, Unavailable),
         (503, Unavailable),
         (504, Unavailable),
         (505, Unavailable),
         (506, Unavailable),
         (530, Unauthorized),
-        (540, Refused),
+        (540, Unavailable),
         (541, Unavailable),
     ];
 
@@ -163,21 +186,30 @@ mod tests {
     #[test]
     fn a_message_above_the_limit_is_told_by_its_text() {
         let text = "PRECONDITION_FAILED - message size 70000 is larger than configured max size 65536";
-        assert_eq!(broken(&protocol_error(406, text), Phase::Answer, true).kind, TooLarge);
-        assert_eq!(broken(&protocol_error(406, "invalid expiration"), Phase::Answer, true).kind, Refused);
+        assert_eq!(broken(&protocol_error(406, text), Phase::Answer, About::Message).kind, TooLarge);
+        assert_eq!(broken(&protocol_error(406, "invalid expiration"), Phase::Answer, About::Message).kind, Refused);
     }
 
     #[test]
-    fn one_message_pays_for_itself_alone() {
-        for (code, kind) in CODES {
-            if AMQPError::from_id(code, "".into()).is_none() {
-                continue;
+    fn nobody_pays_for_another() {
+        let believed = |about: About| match about {
+            About::Login => &[402, 403, 404, 530][..],
+            About::Place => &[403, 404],
+            About::Message => &[311, 313, 403, 404, 406],
+            About::Several => &[313, 404],
+            About::Connection => &[],
+        };
+        for about in [About::Login, About::Place, About::Message, About::Several, About::Connection] {
+            for (code, kind) in CODES {
+                if AMQPError::from_id(code, "".into()).is_none() {
+                    continue;
+                }
+                let expected = if believed(about).contains(&code) { kind } else { Unavailable };
+                assert_eq!(broken(&protocol_error(code, ""), Phase::Answer, about).kind, expected, "{code} {about:?}");
             }
-            let error = protocol_error(code, "");
-            assert_eq!(broken(&error, Phase::Answer, true).kind, kind, "{code} alone");
-            let expected = if matches!(kind, Refused | TooLarge | Unauthorized) { Unavailable } else { kind };
-            assert_eq!(broken(&error, Phase::Answer, false).kind, expected, "{code} among others");
         }
+        assert!(is_about_one_message(&protocol_error(406, "")) && is_about_one_message(&protocol_error(403, "")));
+        assert!(!is_about_one_message(&protocol_error(404, "")) && !is_about_one_message(&protocol_error(501, "")));
     }
 
     #[test]
@@ -191,7 +223,7 @@ mod tests {
             (LapinErrorKind::ChannelsLimitReached.into(), Phase::Connect, Throttled),
         ];
         for (error, phase, kind) in table {
-            let failure = broken(&error, phase, true);
+            let failure = broken(&error, phase, About::Message);
             assert_eq!((failure.kind, failure.phase), (kind, phase), "{error}");
         }
     }
@@ -199,7 +231,7 @@ mod tests {
     #[test]
     fn no_error_repeats_what_the_broker_wrote() {
         let error = protocol_error(404, "NOT_FOUND - no exchange 'planted' in vhost 'planted'");
-        let failure = SinkError::from(broken(&error, Phase::Connect, true));
+        let failure = SinkError::from(broken(&error, Phase::Connect, About::Place));
         assert!(!format!("{failure:?} {}", failure.chain()).contains("planted"));
         assert_eq!(failure.chain(), "unroutable (connect): the broker answers 404, NOT_FOUND");
     }

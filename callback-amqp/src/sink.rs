@@ -6,7 +6,7 @@ use crate::{
     connection::{Limits, Link},
     dial::{Endpoint, Identity},
     lane::{Job, blocked},
-    outcome::broken,
+    outcome::{About, broken},
     wire,
 };
 use async_trait::async_trait;
@@ -180,7 +180,8 @@ impl AmqpSink {
         let mut job = Box::new(Job { message: message.clone(), routing_key, properties, answer, quarter: 0, _permits: permits });
         loop {
             if let Some(queue) = &queue {
-                connected.declare(queue).await.map_err(|error| broken(&error, Phase::Connect, true))?;
+                let failed = |error| broken(&error, Phase::Connect, connected.about(About::Place));
+                connected.declare(queue).await.map_err(failed)?;
             }
             match connected.publish(&exchange, job) {
                 Ok(()) => break,

@@ -152,3 +152,37 @@ async fn bodies_of_one_broker_leave_room_for_those_of_another() {
     assert_eq!(sink.deliver(&to_silent, &message(), &attempt).await.expect_err("no room").kind(), ErrorKind::TimedOut);
     deliver(&sink, "q").await.expect("delivered");
 }
+
+#[tokio::test]
+async fn a_culprit_elsewhere_does_not_cost_a_message() {
+    // 501 is an error of connections; 406 would be one of this message, were it the channel that closed.
+    for code in [501, 406] {
+        let fake = Fake::start(0, move |asked: &Asked| match (asked.method, &*asked.name) {
+            (PUBLISH, "culprit") => Answer::CloseConnection(code),
+            (PUBLISH, "mute") => Answer::Silence,
+            _ => Answer::Usual,
+        })
+        .await;
+        let sink = sink(&fake);
+        let culprit = async {
+            // The other is published first, alone on its channel.
+            deliver(&sink, "exchange=e&routing_key=k").await.expect("delivered");
+            deliver(&sink, "exchange=e&routing_key=culprit").await
+        };
+        for error in <[_; 2]>::from(tokio::join!(deliver(&sink, "mute"), culprit)).map(Result::unwrap_err) {
+            assert_eq!(error.kind(), ErrorKind::Unavailable, "{code}: {}", error.chain());
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_never_published_is_not_given_up() {
+    for (method, to) in [(CHANNEL_OPEN, "q"), (EXCHANGE_DECLARE, "exchange=e&routing_key=k")] {
+        for answer in [|| Answer::CloseChannel(406), || Answer::CloseConnection(501), || Answer::CloseConnection(406)] {
+            let fake =
+                Fake::start(0, move |asked: &Asked| if asked.method == method { answer() } else { Answer::Usual }).await;
+            let error = deliver(&sink(&fake), to).await.expect_err("no channel");
+            assert_eq!((error.kind(), error.phase()), (ErrorKind::Unavailable, Some(Phase::Connect)));
+        }
+    }
+}
