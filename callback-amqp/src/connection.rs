@@ -14,7 +14,7 @@ use lapin::{
     types::FieldTable,
 };
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     fmt,
     hash::{BuildHasher, RandomState},
     pin::Pin,
@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    sync::{AcquireError, OwnedSemaphorePermit, Semaphore, watch},
+    sync::{AcquireError, OnceCell, OwnedSemaphorePermit, Semaphore, watch},
     time,
 };
 use tokio_util::sync::CancellationToken;
@@ -57,6 +57,9 @@ const GOODBYE: Duration = Duration::from_secs(2);
 
 /// How many declared queues a connection remembers.
 const DECLARED: usize = 10_000;
+
+/// How many queues are declared at once: each takes a channel of its own.
+const DECLARING: usize = 32;
 
 /// A broker and vhost, connected or not.
 pub(crate) struct Link {
@@ -175,7 +178,8 @@ impl Link {
             socket,
             limits: self.limits,
             lanes: Lanes::default(),
-            declared: tokio::sync::Mutex::default(),
+            declared: Mutex::default(),
+            declaring: Semaphore::new(DECLARING),
             since: Instant::now(),
         });
         tokio::spawn(watch_over(Arc::downgrade(&connected), Box::pin(events), ended, self.limits.idle));
@@ -250,8 +254,9 @@ pub(crate) struct Connected {
     connection: Connection,
     socket: Socket,
     lanes: Lanes,
-    /// The queues that were seen or declared on this connection.
-    declared: tokio::sync::Mutex<HashSet<String>>,
+    /// The queues that were seen or declared on this connection, or are just looked for.
+    declared: Mutex<HashMap<String, Arc<OnceCell<()>>>>,
+    declaring: Semaphore,
     frame_max: usize,
     limits: Limits,
     since: Instant,
@@ -315,26 +320,34 @@ impl Connected {
         Ok(channel)
     }
 
-    /// Declares a queue unless it is there.
+    /// Declares a queue unless it is there. Who waits for one queue holds up nobody who needs another.
     pub(crate) async fn declare(&self, queue: &str) -> Result<(), lapin::Error> {
-        let mut declared = self.declared.lock().await;
-        if declared.contains(queue) {
-            return Ok(());
-        }
-        // First asked for, since a queue with other properties than ours is as good.
-        if let Err(error) = self.declare_queue(queue, true).await {
-            match error.kind() {
-                LapinErrorKind::ProtocolError(error) if error.get_id() == 404 => {
-                    self.declare_queue(queue, false).await?;
+        let cell = {
+            let mut declared = self.declared();
+            match declared.get(queue) {
+                Some(cell) if cell.initialized() => return Ok(()),
+                Some(cell) => Arc::clone(cell),
+                None => {
+                    if declared.len() >= DECLARED {
+                        declared.clear();
+                    }
+                    Arc::clone(declared.entry(queue.to_owned()).or_default())
                 }
-                _ => return Err(error),
             }
+        };
+        cell.get_or_try_init(|| self.look_or_declare(queue)).await.copied()
+    }
+
+    async fn look_or_declare(&self, queue: &str) -> Result<(), lapin::Error> {
+        // It is never closed.
+        let _permit = self.declaring.acquire().await;
+        // First asked for, since a queue with other properties than ours is as good.
+        match self.declare_queue(queue, true).await {
+            Err(error) if matches!(error.kind(), LapinErrorKind::ProtocolError(error) if error.get_id() == 404) => {
+                self.declare_queue(queue, false).await
+            }
+            result => result,
         }
-        if declared.len() >= DECLARED {
-            declared.clear();
-        }
-        declared.insert(queue.to_owned());
-        Ok(())
     }
 
     async fn declare_queue(&self, queue: &str, passive: bool) -> Result<(), lapin::Error> {
@@ -344,8 +357,12 @@ impl Connected {
     }
 
     /// Forgets that a queue is there.
-    pub(crate) async fn forget(&self, queue: &str) {
-        self.declared.lock().await.remove(queue);
+    pub(crate) fn forget(&self, queue: &str) {
+        self.declared().remove(queue);
+    }
+
+    fn declared(&self) -> MutexGuard<'_, HashMap<String, Arc<OnceCell<()>>>> {
+        self.declared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn close(&self) {

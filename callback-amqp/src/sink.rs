@@ -195,7 +195,7 @@ impl AmqpSink {
         if let (Some(queue), Err(error)) = (&queue, &result)
             && error.kind() == ErrorKind::Unroutable
         {
-            connected.forget(queue).await;
+            connected.forget(queue);
         }
         result
     }

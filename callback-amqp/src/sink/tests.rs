@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     AmqpCluster,
-    fake::{Answer, Asked, CHANNEL_OPEN, EXCHANGE_DECLARE, Fake, PUBLISH},
+    fake::{Answer, Asked, CHANNEL_OPEN, EXCHANGE_DECLARE, Fake, PUBLISH, QUEUE_DECLARE},
 };
 use std::time::{Instant, SystemTime};
 
@@ -184,5 +184,28 @@ async fn what_was_never_published_is_not_given_up() {
             let error = deliver(&sink(&fake), to).await.expect_err("no channel");
             assert_eq!((error.kind(), error.phase()), (ErrorKind::Unavailable, Some(Phase::Connect)));
         }
+    }
+}
+
+#[tokio::test]
+async fn a_queue_that_is_declared_slowly_holds_up_nobody() {
+    let fake = Fake::start(0, |asked: &Asked| match asked.method {
+        QUEUE_DECLARE if asked.name == "slow" => Answer::Silence,
+        _ => Answer::Usual,
+    })
+    .await;
+    let cluster = AmqpCluster::new(dsn(&fake.url)).queue("*").declare_queues();
+    let sink = AmqpSink::builder().default_cluster(cluster).build().expect("a sink");
+    deliver(&sink, "known").await.expect("delivered");
+    let slow = join_all((0..10).map(|_| deliver(&sink, "slow")));
+    let others = async {
+        for queue in ["known", "unknown"] {
+            deliver(&sink, queue).await.expect("delivered");
+        }
+    };
+    tokio::select! {
+        biased;
+        results = slow => panic!("{results:?}"),
+        () = others => {}
     }
 }
