@@ -34,6 +34,9 @@ use url::Host;
 /// How long connecting may take, the handshakes included.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
+/// How much of that name and TCP may take; the handshakes have the rest at least.
+const DIAL_LIMIT: Duration = Duration::from_secs(6);
+
 /// Seconds; a broker that was silent for twice as long is gone.
 const HEARTBEAT: u16 = 10;
 
@@ -98,8 +101,9 @@ impl Endpoint {
 
     /// Connects, logs in and opens the vhost.
     pub(crate) async fn connect(&self, vhost: &str) -> Result<(Connection, Socket), Failure> {
-        let limit = Instant::now() + CONNECT_LIMIT;
-        let stream = self.dial(limit).await?;
+        let now = Instant::now();
+        let limit = now + CONNECT_LIMIT;
+        let stream = self.dial(now + DIAL_LIMIT).await?;
         let (stream, socket) = Socket::share(stream).map_err(|error| failed(&error, Phase::Connect))?;
         let stream: Box<dyn Duplex> = match &self.tls {
             None => Box::new(stream),
@@ -129,18 +133,7 @@ impl Endpoint {
                 .map_err(|error| failed(&error, Phase::Resolve))?
                 .collect(),
         };
-        let mut failure = Failure::new(ErrorKind::Unavailable, Phase::Resolve, "the name has no address");
-        for address in addresses {
-            match timeout(CONNECT_LIMIT / 2, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => {
-                    stream.set_nodelay(true).map_err(|error| failed(&error, Phase::Connect))?;
-                    return Ok(stream);
-                }
-                Ok(Err(error)) => failure = failed(&error, Phase::Connect),
-                Err(_elapsed) => failure = too_slow(Phase::Connect),
-            }
-        }
-        Err(failure)
+        dial_one_of(&addresses, limit).await
     }
 
     fn uri(&self, vhost: &str) -> AMQPUri {
@@ -162,6 +155,24 @@ impl Endpoint {
             },
         }
     }
+}
+
+/// Connects to the first address that answers; those that are left share the time that is left.
+async fn dial_one_of(addresses: &[SocketAddr], limit: Instant) -> Result<TcpStream, Failure> {
+    let mut failure = Failure::new(ErrorKind::Unavailable, Phase::Resolve, "the name has no address");
+    for (tried, address) in addresses.iter().enumerate() {
+        let left = limit.saturating_duration_since(Instant::now());
+        let share = left / u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
+        match timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => {
+                stream.set_nodelay(true).map_err(|error| failed(&error, Phase::Connect))?;
+                return Ok(stream);
+            }
+            Ok(Err(error)) => failure = failed(&error, Phase::Connect),
+            Err(_elapsed) => failure = too_slow(Phase::Connect),
+        }
+    }
+    Err(failure)
 }
 
 fn server_name(host: &Host) -> ServerName<'static> {
@@ -256,5 +267,41 @@ impl Reactor for Dialled {
         _address: SocketAddr,
     ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
         future::ready(Err(io::ErrorKind::Unsupported.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::{TcpListener, TcpSocket};
+
+    /// An address that answers to nobody: its queue of connections is full, as long as these live.
+    async fn black_hole() -> (SocketAddr, impl Sized) {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.bind((std::net::Ipv4Addr::LOCALHOST, 0).into()).expect("a port");
+        let listener = socket.listen(1).expect("it listens");
+        let address = listener.local_addr().expect("an address");
+        let mut streams = Vec::new();
+        while let Ok(stream) = timeout(Duration::from_millis(200), TcpStream::connect(address)).await {
+            streams.push(stream.expect("connected"));
+        }
+        (address, (listener, streams))
+    }
+
+    #[tokio::test]
+    async fn the_last_address_has_its_turn() {
+        let (silent, _held) = black_hole().await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let good = listener.local_addr().expect("an address");
+        let mut addresses = vec![silent; 9];
+        addresses.push(good);
+        let limit = Instant::now() + Duration::from_secs(2);
+        let stream = dial_one_of(&addresses, limit).await.map_err(|failure| failure.text).expect("connected");
+        assert_eq!(stream.peer_addr().expect("an address"), good);
+        // Nobody waits longer than the limit, however many addresses there are.
+        let limit = Duration::from_millis(500);
+        let failure = timeout(20 * limit, dial_one_of(&vec![silent; 1_000], Instant::now() + limit)).await;
+        let failure = failure.expect("in time").expect_err("nobody answers");
+        assert_eq!((failure.kind, failure.phase), (ErrorKind::Unavailable, Phase::Connect));
     }
 }
