@@ -123,6 +123,11 @@ impl Link {
         ])
     }
 
+    /// Whether no message is in flight.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.slots.available_permits() == SLOTS as usize
+    }
+
     /// Resolves once no message is in flight.
     pub(crate) async fn settled(&self) {
         let _ = self.slots.acquire_many(SLOTS).await;
@@ -184,12 +189,6 @@ impl Link {
         });
         tokio::spawn(watch_over(Arc::downgrade(&connected), Box::pin(events), ended, self.limits.idle));
         Ok(connected)
-    }
-
-    /// Whether nobody would miss it: it is neither connected nor about to be.
-    pub(crate) fn is_idle(&self) -> bool {
-        let state = self.lock();
-        state.trying.is_none() && state.connected.as_ref().is_none_or(|connected| !connected.is_alive())
     }
 
     /// Makes no more connections, and ends the one there is.
@@ -375,7 +374,7 @@ impl Connected {
 
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Link").field("is_idle", &self.is_idle()).finish_non_exhaustive()
+        f.debug_struct("Link").field("is_settled", &self.is_settled()).finish_non_exhaustive()
     }
 }
 

@@ -47,7 +47,7 @@ pub struct AmqpSink(Arc<Inner>);
 struct Inner {
     clusters: HashMap<String, Cluster>,
     unregistered: Option<(Policy, Arc<ClientConfig>)>,
-    links: Mutex<HashMap<Place, Arc<Link>>>,
+    links: Mutex<Links>,
     limits: Limits,
     in_flight: TaskTracker,
 }
@@ -60,6 +60,13 @@ pub(crate) struct Cluster {
     pub(crate) exchanges: Vec<String>,
     pub(crate) queues: Vec<String>,
     pub(crate) declare_queues: bool,
+}
+
+#[derive(Default)]
+struct Links {
+    by_place: HashMap<Place, (Arc<Link>, u64)>,
+    /// How often a link was asked for; beside each is when it was last.
+    asked: u64,
 }
 
 /// Which connection: a broker and a vhost.
@@ -75,8 +82,11 @@ const REGISTERED_KIBIBYTES: u32 = 256 << 10;
 /// And on one to a broker that a client names.
 const UNREGISTERED_KIBIBYTES: u32 = 16 << 10;
 
-/// To how many brokers that clients name there are connections at once.
+/// To how many brokers that clients name there are connections at once, counting each vhost.
 const UNREGISTERED: usize = 64;
+
+/// To how many vhosts of a cluster there are connections at once, beside its own.
+const VHOSTS: usize = 256;
 
 /// How long the confirms of deliveries that nobody waits for may take at the end.
 const LAST_CONFIRMS: Duration = Duration::from_secs(5);
@@ -137,15 +147,32 @@ impl AmqpSink {
                 (Place::Unregistered { identity: endpoint.identity(), vhost }, Arc::new(endpoint))
             }
         };
+        // Clients choose these: their number has a bound. Of a cluster's own vhost there is one.
+        let is_alike = |place: &Place| match (broker, place) {
+            (Broker::Unregistered(..), Place::Unregistered { .. }) => true,
+            (Broker::Registered(cluster, registered), Place::Registered { name, vhost }) => {
+                name == cluster && *vhost != registered.vhost
+            }
+            _ => false,
+        };
+        let limit = if matches!(broker, Broker::Unregistered(..)) { UNREGISTERED } else { VHOSTS };
         let mut links = self.0.links.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(link) = links.get(&place) {
+        links.asked += 1;
+        let now = links.asked;
+        if let Some((link, asked)) = links.by_place.get_mut(&place) {
+            *asked = now;
             return Ok(Arc::clone(link));
         }
-        let is_of_a_client = |place: &Place| matches!(place, Place::Unregistered { .. });
-        if is_of_a_client(&place) && links.keys().filter(|place| is_of_a_client(place)).count() >= UNREGISTERED {
-            links.retain(|place, link| !is_of_a_client(place) || Arc::strong_count(link) > 1 || !link.is_idle());
-            if links.keys().filter(|place| is_of_a_client(place)).count() >= UNREGISTERED {
+        if is_alike(&place) && links.by_place.keys().filter(|place| is_alike(place)).count() >= limit {
+            let unused = links.by_place.iter().filter(|(place, (link, _))| {
+                // Neither a delivery nor a try to connect has it, and no message is in flight on it.
+                is_alike(place) && Arc::strong_count(link) == 1 && link.is_settled()
+            });
+            let Some(oldest) = unused.min_by_key(|(_, (_, asked))| *asked).map(|(place, _)| place.clone()) else {
                 return Err(SinkError::throttled("too many brokers are in use").with_phase(Phase::Connect));
+            };
+            if let Some((link, _)) = links.by_place.remove(&oldest) {
+                tokio::spawn(async move { link.close().await });
             }
         }
         let (vhost, kibibytes) = match &place {
@@ -153,7 +180,7 @@ impl AmqpSink {
             Place::Unregistered { vhost, .. } => (vhost.clone(), UNREGISTERED_KIBIBYTES),
         };
         let link = Arc::new(Link::new(endpoint, vhost, kibibytes, self.0.limits));
-        links.insert(place, Arc::clone(&link));
+        links.by_place.insert(place, (Arc::clone(&link), now));
         Ok(link)
     }
 
@@ -177,7 +204,8 @@ impl AmqpSink {
         let queue = address.queue().filter(|_| declares).map(str::to_owned);
         let (answer, answered) = oneshot::channel();
         let (exchange, routing_key) = (address.exchange, address.routing_key);
-        let mut job = Box::new(Job { message: message.clone(), routing_key, properties, answer, quarter: 0, _permits: permits });
+        let mut job =
+            Box::new(Job { message: message.clone(), routing_key, properties, answer, quarter: 0, _permits: permits });
         loop {
             if let Some(queue) = &queue {
                 let failed = |error| broken(&error, Phase::Connect, connected.about(About::Place));
@@ -227,8 +255,10 @@ impl Sink for AmqpSink {
         self.0.in_flight.close();
         // Each delivery ends by its own deadline.
         self.0.in_flight.wait().await;
-        let links: Vec<Arc<Link>> =
-            self.0.links.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let links: Vec<Arc<Link>> = {
+            let links = self.0.links.lock().unwrap_or_else(PoisonError::into_inner);
+            links.by_place.values().map(|(link, _)| Arc::clone(link)).collect()
+        };
         // What nobody waits for holds its place until the broker has confirmed it.
         let all = timeout(LAST_CONFIRMS, join_all(links.iter().map(|link| link.settled()))).await;
         join_all(links.iter().map(|link| link.close())).await;

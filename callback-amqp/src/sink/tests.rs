@@ -32,14 +32,17 @@ async fn deliver(sink: &AmqpSink, to: &str) -> Result<Receipt, SinkError> {
     within(PATIENCE, sink, to, &message()).await
 }
 
+fn links(sink: &AmqpSink) -> Vec<Arc<Link>> {
+    sink.0.links.lock().expect("no panic").by_place.values().map(|(link, _)| Arc::clone(link)).collect()
+}
+
 #[tokio::test]
 async fn a_frame_is_no_larger_than_ours_whatever_the_broker_asks_for() {
-    for (asked, found) in [(0, 131_072), (u32::MAX, 131_072), (4_096, 4_096)] {
+    for (asked, found) in [(0, 131_072), (u32::MAX, 131_072), (16_384, 16_384)] {
         let fake = Fake::start(asked, |_| Answer::Usual).await;
         let sink = sink(&fake);
         deliver(&sink, "q").await.expect("delivered");
-        let links: Vec<Arc<Link>> = sink.0.links.lock().expect("no panic").values().cloned().collect();
-        assert_eq!(links[0].connected().await.expect("connected").frame_max(), found, "{asked} asked for");
+        assert_eq!(links(&sink)[0].connected().await.expect("connected").frame_max(), found, "{asked} asked for");
         assert_eq!(fake.connections(), 1);
     }
 }
@@ -57,11 +60,10 @@ async fn a_message_that_is_never_confirmed_and_its_retry_hold_up_nobody() {
         assert_eq!((error.kind(), error.phase()), (ErrorKind::TimedOut, Some(Phase::Answer)));
     }
     // The same channel, while one retry waits.
-    let retry = within(Duration::from_secs(60), &sink, "mute", &unlucky);
+    let retry = within(PATIENCE, &sink, "mute", &unlucky);
     let others = async {
-        for _ in 0..10 {
-            deliver(&sink, "q").await.expect("delivered");
-        }
+        // A confirm that is there at once is believed when the next one comes.
+        while within(Duration::from_millis(200), &sink, "q", &message()).await.is_err() {}
     };
     tokio::select! {
         biased;
@@ -112,9 +114,9 @@ async fn what_is_never_confirmed_gives_its_place_back() {
     assert_eq!((error.kind(), error.phase()), (ErrorKind::Unavailable, Some(Phase::Answer)));
     // Whether somebody waits for it or not; a window is full, and more than that waits.
     let soon = Duration::from_millis(50);
-    join_all((0..1_500).map(|_| async { within(soon, &sink, "mute", &message()).await.expect_err("no confirm") })).await;
-    let link = sink.0.links.lock().expect("no panic").values().next().cloned().expect("a link");
-    timeout(PATIENCE, link.settled()).await.expect("all places are given back");
+    join_all((0..1_500).map(|_| async { within(soon, &sink, "mute", &message()).await.expect_err("no confirm") }))
+        .await;
+    timeout(PATIENCE, links(&sink)[0].settled()).await.expect("all places are given back");
     deliver(&sink, "q").await.expect("delivered");
     assert_eq!(fake.connections(), 1);
 }
@@ -180,7 +182,8 @@ async fn what_was_never_published_is_not_given_up() {
     for (method, to) in [(CHANNEL_OPEN, "q"), (EXCHANGE_DECLARE, "exchange=e&routing_key=k")] {
         for answer in [|| Answer::CloseChannel(406), || Answer::CloseConnection(501), || Answer::CloseConnection(406)] {
             let fake =
-                Fake::start(0, move |asked: &Asked| if asked.method == method { answer() } else { Answer::Usual }).await;
+                Fake::start(0, move |asked: &Asked| if asked.method == method { answer() } else { Answer::Usual })
+                    .await;
             let error = deliver(&sink(&fake), to).await.expect_err("no channel");
             assert_eq!((error.kind(), error.phase()), (ErrorKind::Unavailable, Some(Phase::Connect)));
         }
@@ -208,4 +211,47 @@ async fn a_queue_that_is_declared_slowly_holds_up_nobody() {
         results = slow => panic!("{results:?}"),
         () = others => {}
     }
+}
+
+/// Delivers to this Dsn.
+async fn to(sink: &AmqpSink, text: &str) -> Result<Receipt, SinkError> {
+    let attempt = Attempt::new(1, SystemTime::now(), Instant::now() + PATIENCE);
+    sink.deliver(&dsn(text), &message(), &attempt).await
+}
+
+#[tokio::test]
+async fn brokers_of_clients_make_room_for_one_another() {
+    let fake = Fake::start(0, |_| Answer::Usual).await;
+    let policy = Policy::default().allow(callback_core::Rule::loopback()).allow("amqp:".parse().expect("a rule"));
+    let sink = AmqpSink::builder().unregistered(policy).build().expect("a sink");
+    for number in 0..70 {
+        to(&sink, &format!("{}v{number}?queue=q", fake.url)).await.expect("delivered");
+        // The first one is used again and again, and stays.
+        to(&sink, &format!("{}v0?queue=q", fake.url)).await.expect("delivered");
+    }
+    assert_eq!((links(&sink).len(), fake.connections()), (UNREGISTERED, 70));
+    // All are in use: nobody is thrown out.
+    let held = links(&sink);
+    let error = to(&sink, &format!("{}v99?queue=q", fake.url)).await.expect_err("one too many");
+    assert_eq!((error.kind(), error.phase()), (ErrorKind::Throttled, Some(Phase::Connect)));
+    drop(held);
+    to(&sink, &format!("{}v99?queue=q", fake.url)).await.expect("delivered");
+}
+
+#[tokio::test]
+async fn vhosts_that_clients_choose_have_a_bound_and_the_cluster_s_own_a_place() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("amqp://a:b@{}/own", listener.local_addr().expect("an address"));
+    drop(listener);
+    let sink = AmqpSink::builder().default_cluster(AmqpCluster::new(dsn(&url)).queue("*").vhost("*")).build();
+    let sink = sink.expect("a sink");
+    for vhost in std::iter::once("own".to_owned()).chain((0..300).map(|number| format!("v{number}"))) {
+        assert_eq!(
+            to(&sink, &format!("amqp:///{vhost}?queue=q")).await.expect_err("nobody").kind(),
+            ErrorKind::Unavailable
+        );
+    }
+    assert_eq!(links(&sink).len(), VHOSTS + 1);
+    let own = Place::Registered { name: String::new(), vhost: "own".to_owned() };
+    assert!(sink.0.links.lock().expect("no panic").by_place.contains_key(&own));
 }
