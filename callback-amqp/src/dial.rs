@@ -111,7 +111,7 @@ impl Endpoint {
                 let name = server_name(&self.host);
                 let handshake = TlsConnector::from(Arc::clone(config)).connect(name, stream);
                 let stream = timeout_at(limit.into(), handshake).await.map_err(|_elapsed| too_slow(Phase::Tls))?;
-                Box::new(stream.map_err(|error| failed(&error, Phase::Tls))?)
+                Box::new(stream.map_err(|error| not_believed(&error))?)
             }
         };
         // At the limit the socket is shut down, without which lapin's thread would wait for ever.
@@ -185,8 +185,29 @@ fn server_name(host: &Host) -> ServerName<'static> {
 }
 
 fn failed(error: &io::Error, phase: Phase) -> Failure {
-    // The text of an I/O error, or of TLS, holds nothing that the broker wrote.
+    // The text of an I/O error is the system's.
     Failure::new(ErrorKind::Unavailable, phase, error.to_string())
+}
+
+/// Why there is no TLS. The texts are ours: those of rustls repeat the names in the broker's certificate.
+fn not_believed(error: &io::Error) -> Failure {
+    use rustls::{CertificateError as Certificate, Error};
+    let Some(tls) = error.get_ref().and_then(|error| error.downcast_ref::<Error>()) else {
+        return failed(error, Phase::Tls);
+    };
+    let text = match tls {
+        Error::InvalidCertificate(Certificate::Expired | Certificate::ExpiredContext { .. }) => {
+            "the broker's certificate has expired"
+        }
+        Error::InvalidCertificate(Certificate::NotValidForName | Certificate::NotValidForNameContext { .. }) => {
+            "the broker's certificate is for another name"
+        }
+        Error::InvalidCertificate(Certificate::UnknownIssuer) => "the issuer of the broker's certificate is unknown",
+        Error::InvalidCertificate(_) => "the broker's certificate is not valid",
+        Error::AlertReceived(_) => "the broker broke the TLS handshake off",
+        _ => "the TLS handshake failed",
+    };
+    Failure::new(ErrorKind::Unavailable, Phase::Tls, text)
 }
 
 fn too_slow(phase: Phase) -> Failure {
@@ -286,6 +307,24 @@ mod tests {
             streams.push(stream.expect("connected"));
         }
         (address, (listener, streams))
+    }
+
+    #[test]
+    fn no_error_of_tls_repeats_the_broker_s_certificate() {
+        use rustls::{CertificateError, Error};
+        let expected = ServerName::try_from("broker.example").expect("a name");
+        let presented = vec!["planted.example".to_owned()];
+        let other_name = CertificateError::NotValidForNameContext { expected, presented };
+        for (error, text) in [
+            (Error::InvalidCertificate(other_name), "for another name"),
+            (Error::InvalidCertificate(CertificateError::Expired), "has expired"),
+            (Error::InvalidCertificate(CertificateError::UnknownIssuer), "issuer"),
+            (Error::General("planted".to_owned()), "handshake failed"),
+        ] {
+            let failure = not_believed(&io::Error::new(io::ErrorKind::InvalidData, error));
+            assert!(failure.text.contains(text) && !failure.text.contains("planted"), "{}", failure.text);
+            assert_eq!((failure.kind, failure.phase), (ErrorKind::Unavailable, Phase::Tls));
+        }
     }
 
     #[tokio::test]
