@@ -40,8 +40,11 @@ impl AmqpSinkBuilder {
     /// Makes the sink. Does no I/O but reading the system's certificates, where a cluster needs them.
     ///
     /// # Errors
-    /// Says which cluster cannot be used, and why.
+    /// When there is neither a cluster nor a policy. Otherwise it says which cluster cannot be used, and why.
     pub fn build(self) -> Result<AmqpSink, AmqpSinkError> {
+        if self.default_cluster.is_none() && self.clusters.is_empty() && self.unregistered.is_none() {
+            return Err(AmqpSinkError::Nowhere);
+        }
         let mut clusters = HashMap::new();
         if let Some((name, _)) = self.clusters.iter().find(|(name, _)| !is_name(name)) {
             return Err(AmqpSinkError::Name { name: name.clone() });
@@ -197,6 +200,9 @@ pub enum AmqpSinkError {
         /// The name.
         name: String,
     },
+    /// There is neither a cluster nor a policy: no Dsn could be delivered to.
+    #[error("a sink needs a cluster, or a policy for brokers that clients name")]
+    Nowhere,
     /// There are no usable root certificates: install `ca-certificates`, or give your own.
     #[error("no usable root certificates: install ca-certificates, or give your own")]
     Roots(#[source] BoxError),
@@ -276,6 +282,11 @@ mod tests {
             AmqpSink::builder().default_cluster(cluster("amqps://a:b@broker.example").root_certificates("none")),
             "no certificate",
         );
+    }
+
+    #[test]
+    fn a_sink_that_delivers_nowhere_is_none() {
+        refused(AmqpSink::builder(), "needs a cluster");
     }
 
     #[test]

@@ -274,10 +274,7 @@ impl Publisher {
                         self.settle(settled, &mut window, &mut lost);
                     }
                 }
-                job = self.waiting.recv_async(), if has_room => match job {
-                    Ok(job) => self.publish(channel, job, &mut window, &confirms),
-                    Err(_) => return,
-                },
+                Ok(job) = self.waiting.recv_async(), if has_room => self.publish(channel, job, &mut window, &confirms),
                 () = connected.ended(), if confirms.is_empty() => break,
                 () = sleep(limits.idle), if confirms.is_empty() => break,
             }

@@ -43,7 +43,7 @@ fn a_dsn_names_what_the_operator_opened_and_nothing_else() {
     refused(&sink, "amqp://me:too@orders/?queue=results.a", Invalid, "neither user nor password");
     refused(&sink, "amqp://orders/?queue=results.a&heartbeat=1", Invalid, "unknown parameter \"heartbeat\"");
     refused(&sink, "https://orders/?queue=results.a", Invalid, "amqp or amqps");
-    let none = AmqpSink::builder().build().expect("a sink");
+    let none = AmqpSink::builder().cluster("orders", cluster()).build().expect("a sink");
     refused(&none, "amqp:///?queue=q", Forbidden, "no default cluster");
 }
 
