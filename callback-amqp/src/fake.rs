@@ -11,6 +11,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
+    sync::Notify,
 };
 
 pub(crate) const CHANNEL_OPEN: (u16, u16) = (20, 10);
@@ -38,6 +39,7 @@ pub(crate) struct Fake {
     /// `amqp://…/`, with user and password.
     pub(crate) url: String,
     connections: Arc<AtomicUsize>,
+    goodbye: Arc<Notify>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -46,21 +48,31 @@ impl Fake {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("amqp://a:b@{}/", listener.local_addr().expect("an address"));
         let (connections, answer) = (Arc::new(AtomicUsize::new(0)), Arc::new(answer));
-        let count = Arc::clone(&connections);
+        let goodbye = Arc::new(Notify::new());
+        let (count, closed) = (Arc::clone(&connections), Arc::clone(&goodbye));
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 count.fetch_add(1, Ordering::Relaxed);
-                let answer = Arc::clone(&answer);
-                // It ends with an error when the client goes without a word.
-                tokio::spawn(async move { serve(stream, frame_max, &*answer).await.ok() });
+                let (answer, closed) = (Arc::clone(&answer), Arc::clone(&closed));
+                tokio::spawn(async move {
+                    // It ends with an error when the client goes without a word.
+                    if serve(stream, frame_max, &*answer).await.is_ok() {
+                        closed.notify_one();
+                    }
+                });
             }
         });
-        Self { url, connections, task }
+        Self { url, connections, goodbye, task }
     }
 
     /// How many connections were made to it.
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Resolves once a connection was closed in good order.
+    pub(crate) async fn goodbye(&self) {
+        self.goodbye.notified().await;
     }
 }
 

@@ -255,3 +255,15 @@ async fn vhosts_that_clients_choose_have_a_bound_and_the_cluster_s_own_a_place()
     let own = Place::Registered { name: String::new(), vhost: "own".to_owned() };
     assert!(sink.0.links.lock().expect("no panic").by_place.contains_key(&own));
 }
+
+#[tokio::test]
+async fn a_connection_without_work_is_closed_and_made_again() {
+    let fake = Fake::start(0, |_| Answer::Usual).await;
+    let mut sink = sink(&fake);
+    let limits = Limits { idle: Duration::from_millis(50), ..Limits::DEFAULT };
+    Arc::get_mut(&mut sink.0).expect("not shared yet").limits = limits;
+    deliver(&sink, "q").await.expect("delivered");
+    timeout(PATIENCE, fake.goodbye()).await.expect("closed");
+    deliver(&sink, "q").await.expect("delivered");
+    assert_eq!(fake.connections(), 2);
+}
