@@ -234,7 +234,9 @@ async fn watch_over(
         tokio::select! {
             event = events.next() => match event {
                 Some(Event::ConnectionBlocked(_)) => tracing::warn!("a broker is short of memory or disk"),
-                Some(Event::Error(_)) | None => break,
+                // lapin tells the errors of channels, too, which do not end the connection.
+                Some(Event::Error(_)) if connected.upgrade().is_none_or(|connected| !connected.is_connected()) => break,
+                None => break,
                 Some(_) => {}
             },
             () = ended.cancelled() => break,
@@ -265,7 +267,11 @@ pub(crate) struct Connected {
 
 impl Connected {
     pub(crate) fn is_alive(&self) -> bool {
-        self.connection.status().connected() && !self.is_retired()
+        self.is_connected() && !self.is_retired()
+    }
+
+    fn is_connected(&self) -> bool {
+        self.connection.status().connected()
     }
 
     fn is_retired(&self) -> bool {
@@ -274,7 +280,7 @@ impl Connected {
 
     /// Whom an error is about, which is the connection where that is lost.
     pub(crate) fn about(&self, about: About) -> About {
-        if self.connection.status().connected() { about } else { About::Connection }
+        if self.is_connected() { about } else { About::Connection }
     }
 
     /// The broker takes nothing: memory or disk are short there.

@@ -273,3 +273,28 @@ async fn a_connection_without_work_is_closed_and_made_again() {
     deliver(&sink, "q").await.expect("delivered");
     assert_eq!(fake.connections(), 2);
 }
+
+#[tokio::test]
+async fn an_error_of_one_channel_ends_no_other() {
+    let opened = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = Arc::clone(&opened);
+    let fake = Fake::start(0, move |asked: &Asked| match asked.method {
+        EXCHANGE_DECLARE => Answer::CloseChannel(404),
+        CHANNEL_OPEN => {
+            count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            Answer::Usual
+        }
+        _ => Answer::Usual,
+    })
+    .await;
+    let mut sink = sink(&fake);
+    let limits = Limits { idle: Duration::from_secs(1), ..Limits::DEFAULT };
+    Arc::get_mut(&mut sink.0).expect("not shared yet").limits = limits;
+    deliver(&sink, "exchange=e&routing_key=k").await.expect_err("not there");
+    for _ in 0..20 {
+        deliver(&sink, "q").await.expect("delivered");
+    }
+    assert_eq!(opened.load(std::sync::atomic::Ordering::Relaxed), 2, "one for the exchange, one for all messages");
+    // And it is closed as any that has no work.
+    timeout(PATIENCE, fake.goodbye()).await.expect("closed");
+}
