@@ -12,6 +12,7 @@ mod config;
 mod sink;
 
 mod producer;
+mod topics;
 mod unsettled;
 
 mod outcome;

@@ -4,10 +4,11 @@ use crate::{
     KafkaCluster,
     outcome::{self, Trouble},
     target::Target,
+    topics::{Asked, Receipted},
     unsettled::{Settled, Slot, Unsettled},
     wire,
 };
-use callback_core::{Attempt, ErrorKind, Message, Receipt, SinkError};
+use callback_core::{Attempt, Message, Receipt, SinkError};
 use rdkafka::{
     ClientContext,
     config::RDKafkaLogLevel,
@@ -17,7 +18,6 @@ use rdkafka::{
     },
 };
 use std::{
-    collections::HashSet,
     future::Future,
     pin::Pin,
     sync::{
@@ -37,8 +37,8 @@ use tokio::{
 /// How long a closing sink sends what nobody waits for any more.
 const FLUSH_LIMIT: Duration = Duration::from_secs(5);
 
-/// How many topics that do not exist a producer meets before it is replaced: librdkafka forgets none.
-const UNKNOWN_TOPICS: usize = 256;
+/// How many topics without a receipt a producer is asked for before it is replaced: librdkafka forgets none.
+const TOPICS_WITHOUT_RECEIPT: usize = 256;
 
 /// One cluster's producer and what is on its way.
 #[derive(Debug)]
@@ -52,7 +52,8 @@ pub(crate) struct Producer {
     permits: Arc<Semaphore>,
     unsettled: Arc<Unsettled>,
     trouble: Arc<AtomicU8>,
-    unknown_topics: usize,
+    receipted: Arc<Receipted>,
+    topics_without_receipt: usize,
 }
 
 impl Producer {
@@ -66,7 +67,8 @@ impl Producer {
             permits: Arc::new(Semaphore::new(in_flight)),
             unsettled: Arc::new(Unsettled::new(in_flight)),
             trouble: Arc::default(),
-            unknown_topics: UNKNOWN_TOPICS,
+            receipted: Arc::default(),
+            topics_without_receipt: TOPICS_WITHOUT_RECEIPT,
         }
     }
 
@@ -88,6 +90,11 @@ impl Producer {
         }
         let permit = self.permit(attempt.deadline()).await?;
         let running = self.running().await?;
+        // Counted before it is known what becomes of it: nobody may wait for that.
+        let receipted = self.receipted.has(&target.topic);
+        if !receipted && running.asked.reach(self.topics_without_receipt, &target.topic, &self.receipted) {
+            self.replace(&running, Purge::Never).await;
+        }
         let (headers, size) = wire::headers(message, attempt);
         let alone = wire::record_size(key, message, size) > self.batch_size;
         let body: &[u8] = message.body();
@@ -103,6 +110,9 @@ impl Producer {
         };
         match report {
             Ok((partition, offset)) => {
+                if !receipted {
+                    self.receipted.insert(&target.topic);
+                }
                 if self.trouble.load(Ordering::Relaxed) != 0 {
                     self.trouble.store(0, Ordering::Relaxed);
                 }
@@ -118,9 +128,6 @@ impl Producer {
                 let error = outcome::judge(code, alone, self.trouble());
                 if fatal.is_some() {
                     self.replace(&running, Purge::Now).await;
-                } else if error.kind() == ErrorKind::Unroutable && running.has_met(&target.topic) >= self.unknown_topics
-                {
-                    self.replace(&running, Purge::Never).await;
                 }
                 Err(error)
             }
@@ -211,7 +218,7 @@ fn start(cluster: &KafkaCluster, context: Context) -> Result<Arc<Running>, Strin
         // The other errors may print values.
         _ => "the settings are not taken".to_owned(),
     })?;
-    Ok(Arc::new(Running { producer: Some(producer), unknown: std::sync::Mutex::default() }))
+    Ok(Arc::new(Running { producer: Some(producer), asked: Asked::default() }))
 }
 
 fn slot(target: &Target, key: Option<&str>, message: &Message) -> Slot {
@@ -233,8 +240,7 @@ enum Purge {
 /// A started producer. Whoever drops it does not wait until it has stopped.
 struct Running {
     producer: Option<FutureProducer<Context>>,
-    /// Topics that did not exist.
-    unknown: std::sync::Mutex<HashSet<String>>,
+    asked: Asked,
 }
 
 impl std::fmt::Debug for Running {
@@ -246,13 +252,6 @@ impl std::fmt::Debug for Running {
 impl Running {
     fn producer(&self) -> &FutureProducer<Context> {
         self.producer.as_ref().expect("it is taken when this is dropped, and not before")
-    }
-
-    /// Remembers a topic that does not exist; how many there are.
-    fn has_met(&self, topic: &str) -> usize {
-        let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
-        unknown.insert(topic.to_owned());
-        unknown.len()
     }
 
     /// Fails all messages. Blocks.
@@ -308,8 +307,12 @@ impl Drop for Awaited<'_> {
     fn drop(&mut self) {
         if let Some((report, permit)) = self.report.take() {
             let running = Arc::clone(self.running);
+            let (receipted, topic) = (Arc::clone(&self.producer.receipted), self.target.topic.clone());
             let settled = async move {
                 let settled: Settled = place(report.await.map_err(|_| KafkaError::Canceled)).ok();
+                if settled.is_some() {
+                    receipted.insert(&topic);
+                }
                 drop(running);
                 settled
             };
@@ -359,35 +362,111 @@ impl ClientContext for Context {
 mod tests {
     use super::*;
     use crate::target::Target;
-    use futures_util::future::join_all;
+    use callback_core::ErrorKind;
+    use futures_util::{FutureExt, future::join_all};
     use rdkafka::{mocking::MockCluster, types::RDKafkaRespErr};
     use std::time::SystemTime;
 
-    #[tokio::test(flavor = "multi_thread")]
-    async fn whoever_names_topics_that_do_not_exist_does_not_fill_the_memory() {
-        let mock = MockCluster::new(1).expect("a mock");
-        let cluster = KafkaCluster::new(mock.bootstrap_servers()).setting("topic.metadata.propagation.max.ms", "0");
-        let producer = Producer { unknown_topics: 8, ..Producer::new(cluster) };
-        let message = Message::builder("a").build().expect("valid");
-        let attempt = Attempt::new(1, SystemTime::now(), Instant::now() + Duration::from_secs(60));
-        let target = |topic: String| Target { cluster: 0, topic, key: None, partition: None };
-        mock.create_topic("known", 1, 1).expect("a topic");
-        producer.send(&target("known".to_owned()), &message, &attempt).await.expect("delivered");
-        let first = producer.running.get().expect("it is running");
+    fn target(topic: impl Into<String>) -> Target {
+        Target { cluster: 0, topic: topic.into(), key: None, partition: None }
+    }
 
+    fn message() -> Message {
+        Message::builder("a").build().expect("valid")
+    }
+
+    fn attempt() -> Attempt {
+        Attempt::new(1, SystemTime::now(), Instant::now() + Duration::from_secs(60))
+    }
+
+    impl Producer {
+        /// One that is replaced after eight topics.
+        fn of(servers: String) -> Self {
+            let cluster = KafkaCluster::new(servers).setting("topic.metadata.propagation.max.ms", "0");
+            Self { topics_without_receipt: 8, ..Self::new(cluster) }
+        }
+
+        /// Delivers to the topic `known`.
+        async fn started(&self) -> Arc<Running> {
+            self.send(&target("known"), &message(), &attempt()).await.expect("delivered");
+            self.running.get().expect("it is running")
+        }
+
+        fn still_is(&self, running: &Arc<Running>) -> bool {
+            self.running.get().is_some_and(|current| Arc::ptr_eq(&current, running))
+        }
+    }
+
+    #[test]
+    fn whoever_names_topics_that_do_not_exist_does_not_fill_the_memory() {
+        check(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART, ErrorKind::Unroutable);
+    }
+
+    #[test]
+    fn whoever_names_topics_that_are_not_ours_does_not_fill_the_memory() {
+        check(RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED, ErrorKind::Unauthorized);
+    }
+
+    /// Each topic has this error, which is told as this.
+    #[tokio::main]
+    async fn check(error: RDKafkaRespErr, kind: ErrorKind) {
+        let mock = MockCluster::new(1).expect("a mock");
+        let producer = Producer::of(mock.bootstrap_servers());
+        mock.create_topic("known", 1, 1).expect("a topic");
+        let first = producer.started().await;
         let missing: Vec<_> = (0..8).map(|number| target(format!("missing-{number}"))).collect();
         for target in &missing {
-            let error = RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
             mock.topic_error(&target.topic, error).expect("the mock takes it");
         }
+        let (message, attempt) = (message(), attempt());
         let (all_but_one, last) = missing.split_at(7);
         for result in join_all(all_but_one.iter().map(|target| producer.send(target, &message, &attempt))).await {
-            assert_eq!(result.expect_err("there is no such topic").kind(), ErrorKind::Unroutable);
+            assert_eq!(result.expect_err("it does not arrive").kind(), kind);
         }
-        assert!(Arc::ptr_eq(&first, &producer.running.get().expect("it is running")));
-        producer.send(&last[0], &message, &attempt).await.expect_err("there is no such topic");
+        // A topic is counted once.
+        producer.send(&missing[0], &message, &attempt).await.expect_err("it does not arrive");
+        assert!(producer.still_is(&first));
+        producer.send(&last[0], &message, &attempt).await.expect_err("it does not arrive");
         assert!(producer.running.get().is_none());
-        producer.send(&target("known".to_owned()), &message, &attempt).await.expect("delivered by another one");
+        producer.send(&target("known"), &message, &attempt).await.expect("delivered by another one");
+        assert_eq!(producer.close().await, 0);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn whoever_waits_for_no_answer_does_not_fill_the_memory() {
+        let mock = MockCluster::new(1).expect("a mock");
+        let producer = Producer::of(mock.bootstrap_servers());
+        mock.create_topic("known", 1, 1).expect("a topic");
+        let first = producer.started().await;
+        mock.broker_down(1).expect("the mock takes it");
+        let (message, attempt) = (message(), attempt());
+        for number in 0..8 {
+            assert!(producer.still_is(&first), "{number}");
+            let target = target(format!("unanswered-{number}"));
+            assert!(producer.send(&target, &message, &attempt).now_or_never().is_none());
+        }
+        assert!(producer.running.get().is_none());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn topics_that_exist_are_not_counted() {
+        let mock = MockCluster::new(1).expect("a mock");
+        let producer = Producer::of(mock.bootstrap_servers());
+        mock.create_topic("known", 1, 1).expect("a topic");
+        let first = producer.started().await;
+        for number in 0..20 {
+            let target = target(format!("known-{number}"));
+            mock.create_topic(&target.topic, 1, 1).expect("a topic");
+            let sent = async { producer.send(&target, &message(), &attempt()).await.expect("delivered") };
+            if number % 2 == 0 {
+                sent.await;
+            } else {
+                // What nobody waits for is delivered all the same.
+                assert!(sent.now_or_never().is_none());
+                assert_eq!(producer.unsettled.settled_within(Duration::MAX).await, 0);
+            }
+        }
+        assert!(producer.still_is(&first));
         assert_eq!(producer.close().await, 0);
     }
 }
