@@ -3,7 +3,7 @@
 
 use super::{
     Fault, Harness, Unproved,
-    probe::{Probe, attempt, plain},
+    probe::{Probe, attempt, out_of_reach, plain},
     prove::ensure,
 };
 use crate::ErrorKind;
@@ -12,20 +12,23 @@ use std::time::{Duration, Instant};
 /// How many deliveries hang at once. One after the other they take longer than the kit waits.
 const HANGING: usize = 64;
 
-/// Deliveries that a far end never answers end as [`TimedOut`](ErrorKind::TimedOut), also many at once, also with no
-/// connection yet.
+/// Deliveries that a far end never answers end as [`TimedOut`](ErrorKind::TimedOut), also many at once.
+///
+/// Where there is no connection yet, they may also end as [`Unavailable`](ErrorKind::Unavailable): connecting has a
+/// limit of its own then.
 pub async fn a_stalled_delivery_times_out<H: Harness>(harness: &H) -> Result<(), Unproved> {
     let connected = Probe::new(harness);
     connected.delivered(&plain()).await?;
     harness.inject(Fault::Stall).await?;
-    for probe in [connected, Probe::new(harness)] {
+    for (probe, is_connected) in [(connected, true), (Probe::new(harness), false)] {
         let deliveries: Vec<_> = (0..HANGING).map(|_| probe.spawn(&plain(), attempt(1, probe.soon()))).collect();
         let all = async {
             for delivery in deliveries {
                 match probe.end(delivery).await? {
                     Ok(_) => return Err(Unproved::Broken("deliver resolves Ok, and nobody answered".to_owned())),
                     Err(error) => {
-                        ensure!(error.kind() == ErrorKind::TimedOut, "a stall is told as {}", error.chain());
+                        let fits = error.kind() == ErrorKind::TimedOut || (!is_connected && out_of_reach(&error));
+                        ensure!(fits, "a stall is told as {}", error.chain());
                     }
                 }
             }

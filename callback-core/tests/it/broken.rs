@@ -104,6 +104,10 @@ defects! {
     OneAfterTheOther delivering_one_after_the_other [a_stalled_delivery_times_out]
     /// A deadline is told as an outage.
     DeadlineAsOutage telling_a_deadline_as_an_outage [a_stalled_delivery_times_out]
+    /// No defect: connecting has a limit of its own, and what it ends is told as an outage.
+    LimitsConnecting limiting_the_time_to_connect []
+    /// That the far end says nothing when it is connected to is told as final.
+    StalledConnectAsRefusal telling_a_stalled_connect_as_a_refusal [a_stalled_delivery_times_out]
     /// A deadline that was over before is taken for none.
     ForgetsOldDeadline taking_an_old_deadline_for_none [a_deadline_that_is_over_times_out]
     /// An outage is told as final.

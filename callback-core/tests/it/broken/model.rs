@@ -240,7 +240,13 @@ impl Model {
         match sent {
             Ok(sent) => sent.map(|()| Receipt::new(Evidence::Acknowledged)),
             Err(_elapsed) => {
-                let kind = self.kind(ErrorKind::TimedOut, Defect::DeadlineAsOutage, ErrorKind::Unavailable);
+                let is_connected = lock(&self.own).deliveries > 0;
+                let kind = match self.defect {
+                    Some(Defect::DeadlineAsOutage) => ErrorKind::Unavailable,
+                    Some(Defect::LimitsConnecting) if !is_connected => ErrorKind::Unavailable,
+                    Some(Defect::StalledConnectAsRefusal) if !is_connected => ErrorKind::Refused,
+                    _ => ErrorKind::TimedOut,
+                };
                 Err(SinkError::new(kind, "no answer in time"))
             }
         }
