@@ -132,6 +132,10 @@ impl Harness for Webhook {
     fn forbidden_at_connect(&self) -> Result<(HttpSink, Dsn), Skip> {
         Ok((with(Policy::default().allow(rule("hook.example")).resolver(Here)), self.dsn_at("hook.example")))
     }
+
+    async fn connections(&self) -> Option<usize> {
+        Some(self.proxy.connections().await.expect("a port"))
+    }
 }
 
 callback_core::conformance!(Webhook);

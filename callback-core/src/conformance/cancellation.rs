@@ -2,18 +2,23 @@
 //! Deliveries whose future is dropped.
 
 use super::{
-    Harness, Unproved,
+    Fault, Harness, Unproved,
     probe::{Probe, attempt, plain},
     prove::ensure,
 };
-use crate::Sink;
+use crate::{Message, Sink};
 use std::{future::poll_fn, task::Poll, time::Duration};
 use tokio::time;
 
 /// How many deliveries are dropped.
 const DROPPED: u32 = 128;
 
-/// Deliveries dropped at many points disturb no other; afterwards the sink delivers and closes as before.
+/// How many are dropped while the far end does not answer, so many at once, in so many rounds: together more than a
+/// sink has places for on a connection, and at once no more than there are files for.
+const STALLED: (usize, u32) = (64, 20);
+
+/// Deliveries dropped at many points, also while the far end does not answer, disturb no other; afterwards the sink
+/// delivers and closes as before.
 pub async fn dropped_deliveries_leave_the_sink_usable<H: Harness>(harness: &H) -> Result<(), Unproved> {
     let probe = Probe::new(harness);
     let (mut kept, mut dropped) = (Vec::new(), Vec::new());
@@ -49,6 +54,9 @@ pub async fn dropped_deliveries_leave_the_sink_usable<H: Harness>(harness: &H) -
     let message = plain();
     probe.delivered(&message).await?;
     probe.arrived_once(&message).await?;
+    for _ in 0..STALLED.1 {
+        dropped.extend(dropped_without_an_answer(&probe).await?);
+    }
     probe.close().await?;
     let received = harness.received().await;
     for message in dropped {
@@ -56,4 +64,24 @@ pub async fn dropped_deliveries_leave_the_sink_usable<H: Harness>(harness: &H) -
         ensure!(arrivals <= 1, "one dropped delivery arrived {arrivals} times");
     }
     Ok(())
+}
+
+/// Drops deliveries while the far end does not answer; then the sink delivers. Nothing where it cannot be made to.
+async fn dropped_without_an_answer<H: Harness>(probe: &Probe<'_, H>) -> Result<Vec<Message>, Unproved> {
+    if probe.harness.inject(Fault::Stall).await.is_err() {
+        return Ok(Vec::new());
+    }
+    let begin = |message: Message| (probe.spawn(&message, attempt(1, probe.ample())), message);
+    let deliveries: Vec<_> = (0..STALLED.0).map(|_| begin(plain())).collect();
+    time::sleep(Duration::from_millis(5)).await;
+    let mut dropped = Vec::new();
+    for (delivery, message) in deliveries {
+        delivery.abort();
+        // Its future is gone when this is over.
+        let _ = probe.in_time("a delivery that is dropped", 1, delivery).await?;
+        dropped.push(message);
+    }
+    probe.harness.heal().await;
+    probe.delivers_again("deliveries that were dropped in a stall").await?;
+    Ok(dropped)
 }

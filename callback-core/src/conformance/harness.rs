@@ -67,6 +67,14 @@ pub trait Harness: Send + Sync + Sized + 'static {
         Err(Skip::because("the harness names no Dsn that leads to a forbidden address"))
     }
 
+    /// How many connections were made to where [`forbidden_at_connect`](Self::forbidden_at_connect) leads, since the
+    /// start. Default: `None`, nobody counts, and that nothing arrived must do.
+    ///
+    /// A [`Proxy`](super::Proxy) counts its [connections](super::Proxy::connections).
+    async fn connections(&self) -> Option<usize> {
+        None
+    }
+
     /// What else must never be printed: the passwords that the sink was built with. Default: none.
     fn secrets(&self) -> Vec<String> {
         Vec::new()

@@ -19,13 +19,17 @@ pub async fn a_forbidden_dsn_is_refused<H: Harness>(harness: &H) -> Result<(), U
     deliver_is_forbidden(harness, sink, dsn).await
 }
 
-/// A Dsn that leads to a forbidden address is forbidden at connect: nothing arrives.
+/// A Dsn that leads to a forbidden address is forbidden at connect: nothing arrives, and nobody connects.
 pub async fn a_forbidden_address_is_not_dialled<H: Harness>(harness: &H) -> Result<(), Unproved> {
     let (sink, dsn) = harness.forbidden_at_connect()?;
     if let Err(error) = sink.check(&dsn) {
         return Err(Unproved::Broken(format!("`check` knows what a name resolves to: {error}")));
     }
-    deliver_is_forbidden(harness, sink, dsn).await
+    let before = harness.connections().await;
+    deliver_is_forbidden(harness, sink, dsn).await?;
+    let after = harness.connections().await;
+    ensure!(before == after, "a forbidden address is connected to: {before:?} connections became {after:?}");
+    Ok(())
 }
 
 async fn deliver_is_forbidden<H: Harness>(harness: &H, sink: H::Sink, dsn: Dsn) -> Result<(), Unproved> {

@@ -1,11 +1,16 @@
 //! The faults of a network, in front of a TCP server.
 
 use super::{Fault, Skip};
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{
+    collections::HashMap,
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy},
-    net::{TcpListener, TcpStream},
-    sync::watch,
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::{oneshot, watch},
     task::AbortHandle,
 };
 
@@ -17,8 +22,12 @@ use tokio::{
 pub struct Proxy {
     address: SocketAddr,
     state: watch::Sender<State>,
+    askers: Arc<Askers>,
     accepting: AbortHandle,
 }
+
+/// Who asks for the number of connections, by the address that the question comes from.
+type Askers = Mutex<HashMap<SocketAddr, oneshot::Sender<usize>>>;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
@@ -38,8 +47,16 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let (state, watched) = watch::channel(State::default());
+        let askers = Arc::<Askers>::default();
+        let asked = Arc::clone(&askers);
         let accepting = tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
+            let mut connections = 0;
+            while let Ok((client, from)) = listener.accept().await {
+                if let Some(asker) = asked.lock().unwrap_or_else(PoisonError::into_inner).remove(&from) {
+                    let _ = asker.send(connections);
+                    continue;
+                }
+                connections += 1;
                 // While it is out, a connection is closed as soon as it is made.
                 let State { cuts, out, .. } = *watched.borrow();
                 if !out {
@@ -48,13 +65,27 @@ impl Proxy {
             }
         })
         .abort_handle();
-        Ok(Self { address, state, accepting })
+        Ok(Self { address, state, askers, accepting })
     }
 
     /// The address for the sink.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// How many connections were made to the proxy so far, also while it was out.
+    ///
+    /// # Errors
+    /// When the proxy cannot be asked: there is no port.
+    pub async fn connections(&self) -> io::Result<usize> {
+        // A connection of its own, which comes after all that were made before it.
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
+        let (asker, answer) = oneshot::channel();
+        self.askers.lock().unwrap_or_else(PoisonError::into_inner).insert(socket.local_addr()?, asker);
+        let _stream = socket.connect(self.address).await?;
+        answer.await.map_err(io::Error::other)
     }
 
     /// Makes a fault of the network.

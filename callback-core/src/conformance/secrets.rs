@@ -27,7 +27,7 @@ pub async fn no_secret_is_printed<H: Harness>(harness: &H) -> Result<(), Unprove
 
 /// No event and no span of `tracing` holds such a secret either, whatever fails, down to the level of debugging.
 ///
-/// It is shown on the kit's own runtime alone.
+/// It is shown on the kit's own runtime alone: what threads of the sink's own log is not heard.
 pub async fn no_secret_is_logged<H: Harness>(harness: &H) -> Result<(), Unproved> {
     let probe = Probe::new(harness);
     fail_in_every_way(&probe).await?;

@@ -74,7 +74,9 @@ defects! {
     /// A second attempt has an id of its own.
     NewIdForRetry making_a_new_id_for_a_retry [a_retry_carries_the_same_message]
     /// A message without an answer is sent again.
-    RepeatsUnanswered repeating_what_was_not_answered [a_failed_delivery_is_not_repeated]
+    RepeatsUnanswered repeating_what_was_not_answered [
+        a_failed_delivery_is_not_repeated dropped_deliveries_leave_the_sink_usable
+    ]
     /// The signature stays behind.
     DropsSignature dropping_the_signature [the_signature_is_copied]
     /// The sink signs by itself.
@@ -95,6 +97,8 @@ defects! {
     LimitsInFlight failing_beyond_a_hundred_at_once [hundreds_of_deliveries_at_once_arrive_once]
     /// What was dropped counts as in flight for ever.
     CountsDropped counting_what_was_dropped [dropped_deliveries_leave_the_sink_usable]
+    /// What was dropped before its answer keeps its place on the connection for ever.
+    KeepsPlaces keeping_the_places_of_what_was_dropped [dropped_deliveries_leave_the_sink_usable]
     /// Nothing ends a delivery that is not answered.
     IgnoresDeadline ignoring_the_deadline [
         a_stalled_delivery_times_out a_failed_delivery_is_not_repeated close_settles_what_is_in_flight
@@ -159,6 +163,8 @@ defects! {
     NoPolicyInDeliver asking_no_policy_in_deliver [a_forbidden_dsn_is_refused a_forbidden_address_is_not_dialled]
     /// The policy is not asked for what a name resolves to.
     NoPolicyAtConnect asking_no_policy_at_connect [a_forbidden_address_is_not_dialled]
+    /// The policy is asked when there is a connection.
+    ConnectsBeforePolicy connecting_before_the_policy_is_asked [a_forbidden_address_is_not_dialled]
     /// Closing a second time is an error.
     ClosesOnce failing_to_close_twice [close_is_idempotent]
     /// A closed sink delivers.

@@ -102,3 +102,15 @@ async fn a_proxy_that_is_dropped_ends_its_connections() {
     drop(proxy);
     assert!(!comes_back(&mut stream, 2).await);
 }
+
+#[tokio::test]
+async fn every_connection_is_counted() {
+    let (proxy, _received) = echo().await;
+    assert_eq!(proxy.connections().await.expect("a port"), 0);
+    let _stream = connect(&proxy).await;
+    // It counts as soon as it is made, and a question does not.
+    assert_eq!(proxy.connections().await.expect("a port"), 1);
+    proxy.inject(Fault::Outage).expect("a fault of the network");
+    assert!(!comes_back(&mut connect(&proxy).await, 1).await);
+    assert_eq!(proxy.connections().await.expect("a port"), 2);
+}

@@ -34,6 +34,7 @@ struct State {
     received: Vec<Received>,
     fault: Option<Fault>,
     connection: u32,
+    connections: usize,
 }
 
 pub(super) struct FarEnd {
@@ -57,11 +58,15 @@ struct Own {
     gave_up: bool,
     deliveries: u32,
     queued: Option<Received>,
+    unanswered: u32,
     password: Option<String>,
 }
 
 /// How many deliveries may be in flight.
 const LIMIT: u32 = 10_000;
+
+/// How many messages without an answer a connection has places for.
+const PLACES: u32 = 1_000;
 
 const NAME: &str = "model";
 
@@ -160,8 +165,15 @@ impl Model {
         if self.has(Defect::LimitsInFlight) {
             sleep(Duration::from_millis(50)).await;
         }
+        if self.has(Defect::ConnectsBeforePolicy) {
+            lock(&self.state).connections += 1;
+        }
         if !self.has(Defect::NoPolicyInDeliver) && !self.has(Defect::NoPolicyAtConnect) {
             Self::policy(dsn, "inside.example")?;
+        }
+        lock(&self.state).connections += 1;
+        if lock(&self.own).unanswered >= PLACES {
+            return Err(SinkError::unavailable("no place on the connection"));
         }
         if lock(&self.own).gave_up {
             return Err(SinkError::unavailable("given up"));
@@ -199,6 +211,8 @@ impl Model {
             Some(Fault::Stall) => {
                 let copies = if self.has(Defect::RepeatsUnanswered) { 2 } else { 1 };
                 lock(&self.state).received.extend(vec![packed; copies]);
+                // Whoever is dropped here gives nothing back.
+                lock(&self.own).unanswered += u32::from(self.has(Defect::KeepsPlaces));
                 std::future::pending().await
             }
             _ => {
@@ -375,6 +389,10 @@ impl Harness for FarEnd {
 
     fn forbidden_at_connect(&self) -> Result<(Model, Dsn), Skip> {
         Ok((self.sink(), dsn("inside.example")))
+    }
+
+    async fn connections(&self) -> Option<usize> {
+        Some(lock(&self.state).connections)
     }
 
     fn patience(&self) -> Duration {
