@@ -1,28 +1,28 @@
-//! A sink of one's own: appends each message to the file of `file:///name`, a line each.
+//! A sink of one's own: appends each message to the file that is open as `file:///name`, a line each.
 
 use callback_core::{Attempt, Dsn, DsnError, Evidence, Message, Receipt, Sink, SinkError, async_trait};
 use serde_json::{Map, json};
-use std::{fs::OpenOptions, io::Write, path::PathBuf, time::Instant};
+use std::{collections::BTreeMap, fmt::Display, fs::OpenOptions, io::Write, path::PathBuf, time::Instant};
 use tokio_util::task::TaskTracker;
 
-/// Writes into one folder alone.
+/// Writes into files that the operator named: a client says which, and no path.
 #[derive(Clone, Debug)]
 pub struct FileSink {
-    folder: PathBuf,
+    files: BTreeMap<String, PathBuf>,
     writing: TaskTracker,
 }
 
 impl FileSink {
-    /// A sink for the files of this folder.
-    pub fn new(folder: impl Into<PathBuf>) -> Self {
-        Self { folder: folder.into(), writing: TaskTracker::new() }
+    /// A sink for these files, each under a name.
+    pub fn new(files: impl IntoIterator<Item = (impl Display, impl Into<PathBuf>)>) -> Self {
+        let files = files.into_iter().map(|(name, path)| (format!("/{name}"), path.into())).collect();
+        Self { files, writing: TaskTracker::new() }
     }
     fn path(&self, dsn: &Dsn) -> Result<PathBuf, DsnError> {
         dsn.params().finish()?;
-        match dsn.path().strip_prefix('/') {
-            _ if dsn.scheme() != "file" => Err(DsnError::unknown_scheme(dsn.scheme(), self.schemes())),
-            Some(name) if !matches!(name, "" | "." | "..") && !name.contains(['/', '%']) => Ok(self.folder.join(name)),
-            _ => Err(DsnError::invalid("the path must be one file name")),
+        match dsn.scheme() {
+            "file" => self.files.get(dsn.path()).cloned().ok_or_else(|| DsnError::forbidden("no such file is open")),
+            other => Err(DsnError::unknown_scheme(other, self.schemes())),
         }
     }
 }

@@ -4,13 +4,14 @@ use callback_core::{Attempt, Dsn, DsnError, ErrorKind, Evidence, Message, Receip
 use redis::{RedisError, aio::ConnectionManager};
 use tokio_util::task::TaskTracker;
 
-/// Delivers over one connection, which connects again by itself: a client names a stream, and no host.
+/// Delivers over one connection, which connects again by itself: a client names an open stream, and no host.
 #[derive(Clone, Debug)]
-pub struct RedisSink(ConnectionManager, TaskTracker);
+pub struct RedisSink(ConnectionManager, Vec<String>, TaskTracker);
 
-impl From<ConnectionManager> for RedisSink {
-    fn from(server: ConnectionManager) -> Self {
-        Self(server, TaskTracker::new())
+impl RedisSink {
+    /// A sink for these streams, the names of which a client may say.
+    pub fn new(server: ConnectionManager, streams: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self(server, streams.into_iter().map(|stream| format!("/{}", stream.into())).collect(), TaskTracker::new())
     }
 }
 
@@ -30,14 +31,14 @@ impl Sink for RedisSink {
     }
     fn check(&self, dsn: &Dsn) -> Result<(), DsnError> {
         match dsn.scheme() {
-            "redis" if dsn.authority().is_empty() && dsn.path().len() > 1 => dsn.params().finish(),
-            "redis" => Err(DsnError::invalid("the form is redis:///stream")),
+            "redis" if self.1.iter().any(|open| open == dsn.path()) => dsn.params().finish(),
+            "redis" => Err(DsnError::forbidden("no such stream is open")),
             other => Err(DsnError::unknown_scheme(other, self.schemes())),
         }
     }
     async fn deliver(&self, dsn: &Dsn, message: &Message, attempt: &Attempt) -> Result<Receipt, SinkError> {
-        let (_in_flight, mut server, mut add) = (self.1.token(), self.0.clone(), redis::cmd("XADD"));
-        if self.1.is_closed() {
+        let (_in_flight, mut server, mut add) = (self.2.token(), self.0.clone(), redis::cmd("XADD"));
+        if self.2.is_closed() {
             return Err(SinkError::unavailable("the sink is closed"));
         }
         self.check(dsn)?;
@@ -52,8 +53,8 @@ impl Sink for RedisSink {
         Ok(Receipt::new(Evidence::Custom("XADD")))
     }
     async fn close(&self) -> Result<(), SinkError> {
-        self.1.close();
-        self.1.wait().await;
+        self.2.close();
+        self.2.wait().await;
         Ok(())
     }
 }

@@ -49,7 +49,9 @@ impl Harness for Stream {
 
     fn sink(&self) -> RedisSink {
         let client = Client::open(self.url.clone()).expect("a Redis URL");
-        ConnectionManager::new_lazy_with_config(client, ConnectionManagerConfig::new()).expect("a runtime").into()
+        let server =
+            ConnectionManager::new_lazy_with_config(client, ConnectionManagerConfig::new()).expect("a runtime");
+        RedisSink::new(server, [&self.name])
     }
 
     fn dsn(&self) -> Dsn {
@@ -90,6 +92,10 @@ impl Harness for Stream {
         // Neither does anything unless there was a refusal: a stream is no value that can be got.
         let _gone: RedisResult<String> = self.ask(cmd("GETDEL").arg(&self.name)).await;
         let _moved: RedisResult<()> = self.ask(cmd("RENAME").arg(self.kept()).arg(&self.name)).await;
+    }
+
+    fn forbidden(&self) -> Result<(RedisSink, Dsn), Skip> {
+        Ok((self.sink(), format!("redis:///{}-other", self.name).parse().expect("valid")))
     }
 
     fn secrets(&self) -> Vec<String> {
