@@ -2,7 +2,7 @@
 
 use callback_core::{Attempt, Dsn, DsnError, Evidence, Message, Receipt, Sink, SinkError, async_trait};
 use serde_json::{Map, json};
-use std::{collections::BTreeMap, fmt::Display, fs::OpenOptions, io::Write, path::PathBuf, time::Instant};
+use std::{collections::BTreeMap, fmt::Display, fs, io::Write, path::PathBuf, time::Instant};
 use tokio_util::task::TaskTracker;
 
 /// Writes into files that the operator named: a client says which, and no path.
@@ -44,9 +44,10 @@ impl Sink for FileSink {
         let headers: Map<_, _> = attempt.headers(message).map(|(name, value)| (name.into(), value.into())).collect();
         let line = json!({ "id": message.id(), "headers": headers, "body": &message.body()[..] });
         let written = self.writing.spawn_blocking(move || {
-            let mut file = OpenOptions::new().create(true).append(true).open(path)?;
-            file.write_all(format!("{line}\n").as_bytes())?;
-            file.sync_data()
+            let mut file = fs::OpenOptions::new().create(true).append(true).open(&path)?;
+            file.lock()?; // What was cut short before, on a full disk say, ends with the first newline, and is no JSON.
+            file.write_all(format!("\n{line}\n").as_bytes())?;
+            file.sync_data().and_then(|()| fs::File::open(path.with_file_name("."))?.sync_all())
         });
         tokio::time::timeout(left, written).await.map_err(SinkError::timed_out)?.map_err(SinkError::unavailable)??;
         Ok(Receipt::new(Evidence::Custom("fsync")))

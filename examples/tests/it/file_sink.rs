@@ -1,16 +1,24 @@
 //! A sink of one's own: its proof, and its work with the dispatcher.
 
 use callback_core::{
-    Dsn, async_trait,
+    Attempt, Dsn, ErrorKind, Message, Receipt, Sink, SinkError, async_trait,
     conformance::{Fault, Harness, Received, Skip},
 };
 use callback_dispatch::{Dispatcher, Interrupted, MemoryOutbox, Task, Work};
 use callback_examples::FileSink;
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::BTreeMap,
+    fs,
+    time::{Duration, Instant, SystemTime},
+};
 use tempfile::TempDir;
 
 struct Folder(TempDir);
+
+fn dsn(text: &str) -> Dsn {
+    text.parse().expect("valid")
+}
 
 #[async_trait]
 impl Harness for Folder {
@@ -25,19 +33,20 @@ impl Harness for Folder {
     }
 
     fn dsn(&self) -> Dsn {
-        "file:///results.ndjson".parse().expect("valid")
+        dsn("file:///results.ndjson")
     }
 
     async fn received(&self) -> Vec<Received> {
         let lines = fs::read_to_string(self.0.path().join("results.ndjson")).unwrap_or_default();
         let read = |line: &str| {
-            let mut line: Value = serde_json::from_str(line).expect("JSON");
+            // What is no JSON is a piece of a line, or empty.
+            let mut line: Value = serde_json::from_str(line).ok()?;
             let id = line["id"].as_str().expect("a text").parse().expect("an id");
             let body: Vec<u8> = serde_json::from_value(line["body"].take()).expect("bytes");
             let headers: BTreeMap<String, String> = serde_json::from_value(line["headers"].take()).expect("texts");
-            Received::new(id, body).with_headers(headers)
+            Some(Received::new(id, body).with_headers(headers))
         };
-        lines.lines().map(read).collect()
+        lines.lines().filter_map(read).collect()
     }
 
     async fn inject(&self, _fault: Fault) -> Result<(), Skip> {
@@ -45,7 +54,7 @@ impl Harness for Folder {
     }
 
     fn forbidden(&self) -> Result<(FileSink, Dsn), Skip> {
-        Ok((self.sink(), "file:///other.ndjson".parse().expect("valid")))
+        Ok((self.sink(), dsn("file:///other.ndjson")))
     }
 
     fn skip(&self, clause: &str) -> Option<Skip> {
@@ -74,10 +83,33 @@ async fn a_sink_of_ones_own_is_delivered_to() {
     dispatcher.wait(id).await.expect("readable");
 
     let line = fs::read_to_string(folder.0.path().join("results.ndjson")).expect("written");
-    let line: Value = serde_json::from_str(&line).expect("one line of JSON");
+    let line: Value = serde_json::from_str(&line).expect("one line of JSON, and an empty one");
     assert_eq!(line["id"], json!(id));
     let body: Vec<u8> = serde_json::from_value(line["body"].clone()).expect("bytes");
     assert_eq!(body, br#"{"id":7}"#);
+}
+
+#[tokio::test]
+async fn a_piece_of_a_line_spoils_no_other_line() {
+    let folder = Folder::start().await.expect("a folder");
+    // As a full disk leaves it, or the end of the process.
+    fs::write(folder.0.path().join("results.ndjson"), "\n{\"id\":\"cut").expect("written");
+    deliver(&folder).await.expect("delivered");
+    assert_eq!(folder.received().await.len(), 1);
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_full_disk_is_out_of_reach() {
+    let folder = Folder::start().await.expect("a folder");
+    std::os::unix::fs::symlink("/dev/full", folder.0.path().join("results.ndjson")).expect("a link");
+    assert_eq!(deliver(&folder).await.expect_err("there is no room").kind(), ErrorKind::Unavailable);
+}
+
+async fn deliver(folder: &Folder) -> Result<Receipt, SinkError> {
+    let message = Message::builder("a").build().expect("valid");
+    let attempt = Attempt::new(1, SystemTime::now(), Instant::now() + Duration::from_secs(60));
+    folder.sink().deliver(&folder.dsn(), &message, &attempt).await
 }
 
 #[tokio::test]

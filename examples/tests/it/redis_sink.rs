@@ -21,6 +21,10 @@ struct Stream {
     proxy: Proxy,
 }
 
+fn dsn(stream: &str) -> Dsn {
+    format!("redis:///{stream}").parse().expect("valid")
+}
+
 impl Stream {
     async fn ask<T: FromRedisValue>(&self, question: &Cmd) -> RedisResult<T> {
         question.query_async(&mut self.direct.clone()).await
@@ -55,7 +59,7 @@ impl Harness for Stream {
     }
 
     fn dsn(&self) -> Dsn {
-        format!("redis:///{}", self.name).parse().expect("valid")
+        dsn(&self.name)
     }
 
     async fn received(&self) -> Vec<Received> {
@@ -95,7 +99,7 @@ impl Harness for Stream {
     }
 
     fn forbidden(&self) -> Result<(RedisSink, Dsn), Skip> {
-        Ok((self.sink(), format!("redis:///{}-other", self.name).parse().expect("valid")))
+        Ok((self.sink(), dsn(&self.kept())))
     }
 
     fn secrets(&self) -> Vec<String> {
