@@ -7,6 +7,8 @@ mod dispatch;
 mod isolation;
 #[cfg(feature = "kafka")]
 mod kafka;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod receiver;
 mod report;
 mod scale;
@@ -33,6 +35,8 @@ const SUITES: &[Suite] = &[
     Suite { name: "amqp", run: amqp::run },
     #[cfg(feature = "kafka")]
     Suite { name: "kafka", run: kafka::run },
+    #[cfg(feature = "postgres")]
+    Suite { name: "postgres", run: postgres::run },
 ];
 
 /// How every suite is run.

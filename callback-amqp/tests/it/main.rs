@@ -3,6 +3,7 @@
 mod broker;
 
 mod bad_input;
+mod dispatch;
 mod faults;
 mod routing;
 mod secrets;

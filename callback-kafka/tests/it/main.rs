@@ -5,6 +5,7 @@ mod support;
 mod bad_input;
 mod close;
 mod delivery;
+mod dispatch;
 mod faults;
 mod mock;
 mod refusal;

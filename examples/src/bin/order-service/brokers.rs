@@ -4,7 +4,7 @@ use callback_core::{BoxError, Dsn, Sink};
 use std::sync::Arc;
 
 #[derive(clap::Args)]
-pub(crate) struct Arguments {
+pub(crate) struct Brokers {
     /// A RabbitMQ, with user and password, whose queues results may go to; needs the feature `amqp`
     #[arg(long, env = "ORDER_SERVICE_AMQP", hide_env_values = true, value_name = "URL")]
     amqp: Option<Dsn>,
@@ -23,8 +23,8 @@ pub(crate) struct Arguments {
 }
 
 /// The sinks of all brokers that are named.
-pub(crate) fn sinks(arguments: Arguments) -> Result<Vec<Arc<dyn Sink>>, BoxError> {
-    let Arguments { amqp, amqp_queue, kafka, kafka_topic } = arguments;
+pub(crate) fn sinks(arguments: Brokers) -> Result<Vec<Arc<dyn Sink>>, BoxError> {
+    let Brokers { amqp, amqp_queue, kafka, kafka_topic } = arguments;
     let amqp = amqp.map(|url| self::amqp(url, &amqp_queue)).transpose()?;
     let kafka = kafka.map(|brokers| self::kafka(&brokers, &kafka_topic)).transpose()?;
     Ok(amqp.into_iter().chain(kafka).collect())

@@ -26,7 +26,7 @@ pub(crate) struct Arguments {
     allow: Vec<Rule>,
 
     #[command(flatten)]
-    brokers: brokers::Arguments,
+    brokers: brokers::Brokers,
 
     /// Where results go of those who ask for "$rpc.callback": true, as a DSN
     #[arg(long, env = "ORDER_SERVICE_TOPIC", value_name = "DSN")]

@@ -1,0 +1,143 @@
+//! Faults and bad input as a dispatcher sees them whose outbox is a file: what was acknowledged is at the broker once that
+//! has healed, or a dead letter.
+
+use crate::broker::{Broker, own, to_queue, unique};
+use callback_amqp::{AmqpCluster, AmqpSink};
+use callback_core::{Dsn, ErrorKind, Phase, Schedule, Sink};
+use callback_dispatch::{DeadLetterQuery, Dispatcher, Event, Lane, SqliteOutbox};
+use lapin::{options::QueueDeclareOptions, types::FieldTable};
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+use tokio::time::sleep;
+
+/// How long a dispatcher waits between attempts, and for a breaker.
+const STEP: Duration = Duration::from_millis(200);
+
+/// Longer than an attempt may take here.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// How long what was acknowledged may take to arrive once the broker is well.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn dispatcher(sink: impl Sink, retries: usize) -> (TempDir, Dispatcher) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let outbox = SqliteOutbox::open(folder.path().join("outbox.db")).await.expect("an outbox");
+    let dispatcher = Dispatcher::builder(outbox)
+        .sink(sink)
+        .schedule(Schedule::new(vec![STEP; retries]).expect("a schedule"))
+        .lane(Lane::default().breaker(5, STEP))
+        .deadline(Duration::from_secs(2))
+        .start();
+    (folder, dispatcher.await.expect("started"))
+}
+
+async fn publish(dispatcher: &Dispatcher, dsn: &Dsn) -> String {
+    let event = Event::to(dsn.clone(), "test.happened", "a body");
+    dispatcher.publish(event).await.expect("acknowledged").to_string()
+}
+
+/// Publishes to the queue while the fault lasts, and sees to it that all of it arrives.
+async fn all_arrives(broker: &Broker, queue: &str, fault: impl Future<Output = ()>) {
+    let (_folder, dispatcher) = dispatcher(broker.sink(), 500).await;
+    let (dsn, mut acknowledged) = (to_queue(queue), HashSet::new());
+    tokio::pin!(fault);
+    loop {
+        acknowledged.insert(publish(&dispatcher, &dsn).await);
+        tokio::select! {
+            biased;
+            () = &mut fault => break,
+            () = sleep(Duration::from_millis(1)) => {}
+        }
+    }
+    let (side, until) = (broker.side("").await, Instant::now() + PATIENCE);
+    let mut missing = acknowledged.clone();
+    while !missing.is_empty() {
+        assert!(Instant::now() < until, "{} of {} are missing", missing.len(), acknowledged.len());
+        for id in side.ids(queue).await.into_keys() {
+            missing.remove(&id);
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    let dead = dispatcher.dead_letters().list(&DeadLetterQuery::default()).await.expect("listed");
+    assert!(dead.items.is_empty(), "{:?}", dead.items);
+    dispatcher.close(PAUSE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_acknowledged_arrives_after_each_fault() {
+    let Some(broker) = own().await else { return };
+    let queue = broker.side("").await.queue().await;
+    all_arrives(&broker, &queue, async {
+        sleep(STEP).await;
+        broker.signal("-KILL").await;
+        broker.restart().await;
+    })
+    .await;
+    all_arrives(&broker, &queue, async {
+        for _ in 0..3 {
+            sleep(STEP).await;
+            broker.control(&["close_all_connections", "test"]).await;
+        }
+    })
+    .await;
+    all_arrives(&broker, &queue, async {
+        sleep(STEP).await;
+        broker.control(&["set_disk_free_limit", "1000000GB"]).await;
+        sleep(PAUSE).await;
+        broker.control(&["set_disk_free_limit", "50MB"]).await;
+    })
+    .await;
+    all_arrives(&broker, &queue, async {
+        sleep(STEP).await;
+        broker.signal("-STOP").await;
+        sleep(PAUSE).await;
+        broker.signal("-CONT").await;
+    })
+    .await;
+    let side = broker.side("").await;
+    side.delete(&queue).await;
+    all_arrives(&broker, &queue, async {
+        sleep(PAUSE).await;
+        let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        side.channel.queue_declare(queue.as_str().into(), durable, FieldTable::default()).await.expect("a queue");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn bad_input_that_was_acknowledged_is_a_dead_letter_with_its_kind_and_phase() {
+    let Some(broker) = crate::broker::shared() else { return };
+    let wrong = broker.url.replace("guest:guest", "guest:wrong").parse().expect("a Dsn");
+    let sink = AmqpSink::builder()
+        .default_cluster(broker.cluster())
+        .cluster("wrong", AmqpCluster::new(wrong).queue("*"))
+        .build()
+        .expect("a sink");
+    let (_folder, dispatcher) = dispatcher(sink, 2).await;
+    let nowhere = unique("nowhere");
+    let bad = [
+        (format!("amqp:///?queue={nowhere}"), ErrorKind::Unroutable, Phase::Answer),
+        (format!("amqp:///?exchange={nowhere}&routing_key=a"), ErrorKind::Unroutable, Phase::Connect),
+        (format!("amqp:///{nowhere}?queue=q"), ErrorKind::Unauthorized, Phase::Connect),
+        ("amqp://wrong/?queue=q".to_owned(), ErrorKind::Unauthorized, Phase::Connect),
+    ];
+    for (dsn, kind, phase) in bad {
+        let id = publish(&dispatcher, &dsn.parse().expect("a Dsn")).await;
+        let until = Instant::now() + PATIENCE;
+        let letter = loop {
+            let dead = dispatcher.dead_letters().list(&DeadLetterQuery::default()).await.expect("listed");
+            if let Some(letter) = dead.items.into_iter().find(|letter| letter.id.to_string() == id) {
+                break letter;
+            }
+            assert!(Instant::now() < until, "{dsn} is nowhere");
+            sleep(STEP).await;
+        };
+        let last = letter.attempts.last().expect("an attempt");
+        assert_eq!((letter.kind, last.kind, last.phase), (kind, kind, phase), "{dsn}: {}", last.reason);
+        assert_eq!(letter.attempts.len(), 3, "{dsn}");
+    }
+    dispatcher.close(PAUSE).await;
+}
