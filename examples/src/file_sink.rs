@@ -1,5 +1,4 @@
 //! A sink of one's own: appends each message to the file that is open as `file:///name`, a line each.
-
 use callback_core::{Attempt, Dsn, DsnError, Evidence, Message, Receipt, Sink, SinkError, async_trait};
 use serde_json::{Map, json};
 use std::{collections::BTreeMap, fmt::Display, fs, io::Write, path::PathBuf, time::Instant};

@@ -1,5 +1,4 @@
 //! A sink of one's own for a real system: adds each message to the Redis stream of `redis:///name`.
-
 use callback_core::{Attempt, Dsn, DsnError, ErrorKind, Evidence, Message, Receipt, Sink, SinkError, async_trait};
 use redis::{RedisError, aio::ConnectionManager};
 use tokio_util::task::TaskTracker;

@@ -68,7 +68,7 @@ callback_core::conformance!(Folder);
 fn a_sink_of_ones_own_is_short() {
     for source in [include_str!("../../src/file_sink.rs"), include_str!("../../src/redis_sink.rs")] {
         let lines = source.lines().count();
-        assert!(lines <= 60, "{lines} lines: {source}");
+        assert!(lines < 60, "{lines} lines: {source}");
     }
 }
 
