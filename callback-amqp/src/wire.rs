@@ -40,7 +40,7 @@ pub(crate) fn properties(
         set(format!("ce-{name}").into(), Cow::Owned(encode(&value).into_owned()));
     }
     for (name, value) in message.headers() {
-        // A message is built of names that are no longer.
+        // No name in a message exceeds the 255 bytes of a short string.
         if let Ok(name) = ShortString::try_new(name) {
             set(name, value.into());
         }
