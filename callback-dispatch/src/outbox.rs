@@ -63,6 +63,11 @@ pub(crate) trait Store: fmt::Debug + Send + Sync + 'static {
     #[cfg(any(feature = "sqlite", feature = "postgres"))]
     async fn insert_in(&self, connection: Connection<'_>, row: Arc<Row>) -> Result<Written, AcceptError>;
 
+    /// Looks for what a claim takes, where that holds up no write; nothing if there is nothing.
+    async fn look(&self, claim: Claim) -> Result<Option<Claim>, OutboxError> {
+        Ok(Some(claim))
+    }
+
     /// When the next row that nobody holds is due, after `after`.
     async fn next_due(&self, after: Micros) -> Result<Option<Micros>, OutboxError>;
 
@@ -127,6 +132,16 @@ pub(crate) async fn write(store: &dyn Store, write: Write) -> Result<Written, Ou
         })
     })?;
     receiver.await.unwrap_or_else(|_| Err(OutboxError::unknown("the outbox was closed")))
+}
+
+/// Looks and takes, as the engine does.
+#[cfg(test)]
+pub(crate) async fn take(store: &dyn Store, claim: Claim) -> Vec<Row> {
+    let Some(claim) = store.look(claim).await.expect("readable") else { return Vec::new() };
+    match write(store, Write::Claim(claim)).await.expect("stored") {
+        Written::Claimed(rows) => rows,
+        other => panic!("{other:?}"),
+    }
 }
 
 /// One change to an outbox.
@@ -269,6 +284,8 @@ pub(crate) struct Claim {
     pub(crate) workers: Vec<Arc<str>>,
     /// The lanes that take nothing more.
     pub(crate) left_out: Vec<LaneKey>,
+    /// The places of the rows, if the outbox has looked for them.
+    pub(crate) found: Option<Vec<i64>>,
 }
 
 /// Which due times come nearer: what waits since a time that is still to come waits from now on, and nothing beyond the

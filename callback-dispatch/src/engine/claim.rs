@@ -139,9 +139,16 @@ impl Engine {
         // Who needs more than there is gets it: nothing is too large.
         let bytes = self.memory.left().max(1);
         let partial = full_workers > 0 || !full.is_empty();
+        let number = self.claims.fetch_add(1, Ordering::Relaxed);
+        let claim = Claim { number, now, limit: CLAIM, bytes, workers, left_out: full, found: None };
+        let looked = self.store.look(claim).await;
+        let looked =
+            looked.map_err(|error| tracing::error!(error = %chain(&error), "what is due could not be looked for"));
+        let Some(claim) = looked? else {
+            return Ok(Claimed { more: partial, was_full: false, opens });
+        };
         let (sender, receiver) = oneshot::channel();
         let (engine, lease) = (Arc::clone(self), self.store.lease());
-        let number = self.claims.fetch_add(1, Ordering::Relaxed);
         // The hand-over happens where the commit is known: a cancel that is stored later finds the run.
         let done = Box::new(move |result: Result<Written, OutboxError>| {
             let claimed = match result {
@@ -167,7 +174,6 @@ impl Engine {
             };
             let _ = sender.send(claimed);
         });
-        let claim = Claim { number, now, limit: CLAIM, bytes, workers, left_out: full };
         self.store.submit(Write::Claim(claim), done).map_err(drop)?;
         let (claimed, size) = receiver.await.unwrap_or(Err(()))?;
         let ended_early = claimed == CLAIM || size.saturating_mul(SIZES_DIFFER) >= bytes;

@@ -64,8 +64,15 @@ async fn what_was_taken_under_a_lease_that_is_over_is_not_begun() {
     // Another process takes all that this one has in hand; then this one is heard of again.
     write(&outbox.inner, Write::Recover).await.expect("stored");
     let workers = vec!["a".into()];
-    let claim =
-        Claim { number: 0, now: Micros(i64::MAX - 1), limit: 9, bytes: usize::MAX, workers, left_out: Vec::new() };
+    let claim = Claim {
+        number: 0,
+        now: Micros(i64::MAX - 1),
+        limit: 9,
+        bytes: usize::MAX,
+        workers,
+        left_out: Vec::new(),
+        found: None,
+    };
     let claimed = write(&outbox.inner, Write::Claim(claim)).await.expect("stored");
     assert!(matches!(claimed, Written::Claimed(rows) if rows.len() == 3));
     outbox.faults.lease.fetch_add(1, Ordering::SeqCst);

@@ -4,7 +4,7 @@ mod apply;
 mod read;
 mod seals;
 
-use super::{Done, Erase, Erased, NotQueued, Outbox, OutboxError, Store, Write, Written, codec::Codec};
+use super::{Claim, Done, Erase, Erased, NotQueued, Outbox, OutboxError, Store, Write, Written, codec::Codec};
 #[cfg(feature = "seal")]
 use crate::SealKeys;
 use crate::{
@@ -153,6 +153,12 @@ impl Store for SqliteOutbox {
             #[cfg(feature = "postgres")]
             other => Err(AcceptError::OtherDatabase { transaction: other.database(), outbox: "SQLite" }),
         }
+    }
+
+    async fn look(&self, claim: Claim) -> Result<Option<Claim>, OutboxError> {
+        let mut connection = self.0.database.reader().acquire().await?;
+        let found = apply::look(&mut connection, &claim).await?;
+        Ok((!found.is_empty()).then_some(Claim { found: Some(found), ..claim }))
     }
 
     async fn next_due(&self, after: Micros) -> Result<Option<Micros>, OutboxError> {

@@ -1,6 +1,8 @@
 //! What every outbox promises, a clause each; and outboxes that break one, to see that it is noticed.
 
-use super::{Claim, Done, MemoryOutbox, NotQueued, OutboxError, Settle, SqliteOutbox, Store, Write, Written, write};
+use super::{
+    Claim, Done, MemoryOutbox, NotQueued, OutboxError, Settle, SqliteOutbox, Store, Write, Written, take, write,
+};
 use crate::{
     AcceptError,
     clock::Micros,
@@ -134,13 +136,7 @@ async fn kept(store: &dyn Store, id: TaskId) -> Row {
 
 async fn claim_by(store: &dyn Store, now: Micros, workers: &[&str], left_out: Vec<LaneKey>) -> Vec<Row> {
     let workers = workers.iter().map(|name| (*name).into()).collect();
-    match write(store, Write::Claim(Claim { number: 0, now, limit: 10, bytes: usize::MAX, workers, left_out }))
-        .await
-        .expect("stored")
-    {
-        Written::Claimed(rows) => rows,
-        other => panic!("{other:?}"),
-    }
+    take(store, Claim { number: 0, now, limit: 10, bytes: usize::MAX, workers, left_out, found: None }).await
 }
 
 async fn claim(store: &dyn Store) -> Vec<Row> {
@@ -490,11 +486,9 @@ async fn what_a_claim_took_is_given_back_unless_it_went_on(store: &dyn Store) {
             bytes: usize::MAX,
             workers: vec!["worker".into()],
             left_out: Vec::new(),
+            found: None,
         };
-        match write(store, Write::Claim(claim)).await.expect("stored") {
-            Written::Claimed(rows) => rows,
-            other => panic!("{other:?}"),
-        }
+        take(store, claim).await
     };
     let held = Row { held: true, ..event(DSN) };
     insert(store, &held).await;
@@ -529,11 +523,9 @@ async fn a_claim_takes_what_there_is_room_for_and_one_at_least(store: &dyn Store
     let oldest: Vec<TaskId> = rows.iter().rev().map(|row| row.id).collect();
     for (bytes, expected) in [(1, &oldest[..1]), (25_000, &oldest[1..4]), (usize::MAX, &oldest[4..])] {
         let workers = vec!["worker".into()];
-        let claim = Claim { number: 0, now: NOW, limit: 10, bytes, workers, left_out: Vec::new() };
-        match write(store, Write::Claim(claim)).await.expect("stored") {
-            Written::Claimed(rows) => assert_eq!(rows.iter().map(|row| row.id).collect::<Vec<_>>(), expected),
-            other => panic!("{other:?}"),
-        }
+        let claim = Claim { number: 0, now: NOW, limit: 10, bytes, workers, left_out: Vec::new(), found: None };
+        let taken: Vec<TaskId> = take(store, claim).await.iter().map(|row| row.id).collect();
+        assert_eq!(taken, expected);
     }
 }
 

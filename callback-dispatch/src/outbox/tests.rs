@@ -287,7 +287,7 @@ impl Outboxes {
                 let now = self.tick();
                 let left_out = left_out.into_iter().map(|(dsn, owner)| self.lane(dsn, owner));
                 let workers = workers.into_iter().map(|worker| WORKERS[worker].into()).collect();
-                Write::Claim(Claim { number, now, limit, bytes, workers, left_out: left_out.collect() })
+                Write::Claim(Claim { number, now, limit, bytes, workers, left_out: left_out.collect(), found: None })
             }
             Step::GiveBack { claim } => Write::GiveBack { claim },
             Step::Result { row, stale, held, events } => {

@@ -140,6 +140,7 @@ fn take_over(outbox: &MemoryOutbox) {
             bytes: usize::MAX,
             workers,
             left_out: Vec::new(),
+            found: None,
         }),
     );
 }

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     Dispatcher, Event, Interrupted, OutboxError, Task, TaskState, Work,
     clock::Micros,
-    outbox::{Claim, Settle, Write, Written, codec::Codec, write},
+    outbox::{Claim, Settle, Write, Written, codec::Codec, take, write},
     row::{FailedRow, Order, OrderKey, Request, Row, Stage, Stored},
     transaction::Connection,
     work::Context,
@@ -110,12 +110,16 @@ async fn insert(outbox: &PostgresOutbox, row: &Row) -> Result<Written, OutboxErr
 }
 
 async fn claim(outbox: &PostgresOutbox) -> Vec<Row> {
-    let claim =
-        Claim { number: 0, now: NOW, limit: 256, bytes: usize::MAX, workers: vec!["a".into()], left_out: Vec::new() };
-    match write(outbox, Write::Claim(claim)).await.expect("claimed") {
-        Written::Claimed(rows) => rows,
-        other => panic!("{other:?}"),
-    }
+    let claim = Claim {
+        number: 0,
+        now: NOW,
+        limit: 256,
+        bytes: usize::MAX,
+        workers: vec!["a".into()],
+        left_out: Vec::new(),
+        found: None,
+    };
+    take(outbox, claim).await
 }
 
 fn step(row: &Row, to: Stage, reason: Option<&str>) -> Settle {
@@ -389,8 +393,15 @@ async fn what_a_claim_took_is_given_back_once_its_transaction_is_over() {
         insert(&outbox, &row).await.expect("stored");
         let (codec, holder) = (Codec::default(), outbox.0.process.holder());
         let by = By { codec: &codec, holder };
-        let claim =
-            Claim { number: 7, now: NOW, limit: 9, bytes: usize::MAX, workers: vec!["a".into()], left_out: Vec::new() };
+        let claim = Claim {
+            number: 7,
+            now: NOW,
+            limit: 9,
+            bytes: usize::MAX,
+            workers: vec!["a".into()],
+            left_out: Vec::new(),
+            found: None,
+        };
         let mut open = outbox.0.pool.begin().await.expect("a transaction");
         apply(&mut open, by, &[Write::Claim(claim)]).await.expect("claimed");
 

@@ -8,6 +8,7 @@ mod single;
 #[cfg(feature = "seal")]
 pub(super) use bind::add_text;
 pub(super) use bind::not_sealed;
+pub(super) use claim::look;
 
 use bind::{bind_attempt, bind_result, bind_row, bind_settle, ended_at};
 use order::{enqueue, leave};

@@ -124,7 +124,7 @@ pub(super) async fn claim(
     holder: i64,
     claim: &Claim,
 ) -> Result<Vec<Row>, Error> {
-    let Claim { number, now, limit, bytes, workers, left_out } = claim;
+    let Claim { number, now, limit, bytes, workers, left_out, found: _ } = claim;
     let number = i64::from(*number);
     query(LOCK_CLAIM).bind(key(holder, number)).execute(&mut *connection).await?;
     let left_out = column(left_out, LaneKey::number);

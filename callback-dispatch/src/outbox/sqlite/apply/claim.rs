@@ -1,4 +1,4 @@
-//! Due rows are taken into the hands of a dispatcher.
+//! Due rows are looked for, which holds up nobody, and taken into the hands of a dispatcher.
 
 use super::{
     Rows,
@@ -8,7 +8,7 @@ use crate::{
     outbox::{Claim, sqlite::read},
     row::Row,
 };
-use sqlx::{Error, Row as _, SqliteConnection, query, query_scalar, sqlite::SqliteRow};
+use sqlx::{Error, Row as _, SqliteConnection, query, query_as, query_scalar};
 
 /// How many due rows are looked through, oldest first, before lanes and workers are asked one by one.
 pub(super) const LOOKED_THROUGH: i64 = 256;
@@ -16,137 +16,132 @@ pub(super) const LOOKED_THROUGH: i64 = 256;
 /// How many rows of one lane are taken where lanes are asked one by one.
 pub(super) const A_LANE: i64 = 16;
 
-/// About how many bytes a row takes in memory. It is not read for that.
-macro_rules! size {
-    ($row:literal) => {
-        concat!(
-            "1024 + coalesce(octet_length(",
-            $row,
-            "work), 0) + coalesce(octet_length(",
-            $row,
-            "work_body), 0) \
-             + coalesce(octet_length(",
-            $row,
-            "result), 0) + coalesce(octet_length(",
-            $row,
-            "result_body), 0) AS size"
-        )
-    };
-}
-
-/// What is found, as long as there is room: in its order, and the first whatever its size.
+/// What is found, as long as there is room: in its order, and the first whatever its size. That is what a row has in memory,
+/// about; what is sized is not read.
 macro_rules! as_it_fits {
     ($found:expr, $room:literal) => {
         concat!(
-            "SELECT seq FROM (SELECT seq, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before FROM (",
+            "SELECT seq, size FROM (SELECT seq, size, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before FROM (\
+                SELECT o.seq, 1024 + coalesce(octet_length(o.work), 0) + coalesce(octet_length(o.work_body), 0) \
+                              + coalesce(octet_length(o.result), 0) + coalesce(octet_length(o.result_body), 0) AS size \
+                FROM (",
             $found,
-            ")) WHERE before < ",
+            ") AS f CROSS JOIN callback_outbox AS o ON o.seq = f.seq)) WHERE before < ",
             $room
         )
     };
 }
 
-pub(super) const CLAIM: &str = concat!(
-    "UPDATE callback_outbox SET held = 1, claim = ?6, token = token + 1 WHERE seq IN (",
-    as_it_fits!(
-        concat!(
-            "SELECT o.seq, ",
-            size!("o."),
-            " FROM (SELECT seq, due FROM (SELECT seq, stage, worker, lane, due FROM callback_outbox \
-                                         WHERE stage < 10 AND held = 0 AND due <= ?1 ORDER BY due, seq LIMIT ?5) \
-                   WHERE CASE WHEN stage <= 1 THEN worker IN (SELECT value FROM json_each(?2)) \
-                         ELSE lane NOT IN (SELECT value FROM json_each(?3)) END \
-                   ORDER BY due, seq LIMIT ?4) AS f CROSS JOIN callback_outbox AS o ON o.seq = f.seq"
-        ),
-        "?7"
-    ),
-    ") RETURNING *"
+pub(super) const OLDEST: &str = as_it_fits!(
+    "SELECT seq FROM (SELECT seq, stage, worker, lane, due FROM callback_outbox \
+                      WHERE stage < 10 AND held = 0 AND due <= ?1 ORDER BY due, seq LIMIT ?5) \
+     WHERE CASE WHEN stage <= 1 THEN worker IN (SELECT value FROM json_each(?2)) \
+           ELSE lane NOT IN (SELECT value FROM json_each(?3)) END \
+     ORDER BY due, seq LIMIT ?4",
+    "?6"
 );
 
 pub(super) const MORE: &str = "SELECT EXISTS (SELECT 1 FROM callback_outbox \
     WHERE stage < 10 AND held = 0 AND due <= ? ORDER BY due, seq LIMIT 1 OFFSET ?)";
 
 /// Steps from lane to lane on the index, so that a lane costs the same with one row as with a million.
-pub(super) const CLAIM_LANES: &str = concat!(
+pub(super) const OF_LANES: &str = concat!(
     "WITH RECURSIVE lanes (lane) AS ( \
         SELECT min(lane) FROM callback_outbox WHERE stage = 3 AND held = 0 AND lane > ?4 \
         UNION ALL \
         SELECT (SELECT min(o.lane) FROM callback_outbox AS o WHERE o.stage = 3 AND o.held = 0 AND o.lane > l.lane) \
-        FROM lanes AS l WHERE l.lane <= ?5) \
-    UPDATE callback_outbox SET held = 1, claim = ?7, token = token + 1 WHERE seq IN (",
+        FROM lanes AS l WHERE l.lane <= ?5) ",
     as_it_fits!(
-        concat!(
-            "SELECT o.seq, ",
-            size!("o."),
-            " FROM lanes AS l CROSS JOIN callback_outbox AS o \
-             WHERE l.lane <= ?5 AND l.lane NOT IN (SELECT value FROM json_each(?2)) \
-               AND o.seq IN (SELECT i.seq FROM callback_outbox AS i \
-                             WHERE i.lane = l.lane AND i.stage = 3 AND i.held = 0 AND i.due <= ?1 ORDER BY i.due LIMIT ?6) \
-             LIMIT ?3"
-        ),
-        "?8"
-    ),
-    ") RETURNING *"
+        "SELECT i.seq FROM lanes AS l CROSS JOIN callback_outbox AS i \
+         WHERE l.lane <= ?5 AND l.lane NOT IN (SELECT value FROM json_each(?2)) \
+           AND i.seq IN (SELECT i.seq FROM callback_outbox AS i \
+                         WHERE i.lane = l.lane AND i.stage = 3 AND i.held = 0 AND i.due <= ?1 \
+                           AND i.seq NOT IN (SELECT value FROM json_each(?8)) ORDER BY i.due LIMIT ?6) \
+         LIMIT ?3",
+        "?7"
+    )
 );
 
-pub(super) const CLAIM_WORKER: &str = concat!(
-    "UPDATE callback_outbox SET held = 1, claim = ?4, token = token + 1 WHERE seq IN (",
-    as_it_fits!(
-        concat!(
-            "SELECT seq, ",
-            size!(""),
-            " FROM callback_outbox WHERE worker = ?1 AND stage <= 1 AND held = 0 AND due <= ?2 ORDER BY due LIMIT ?3"
-        ),
-        "?5"
-    ),
-    ") RETURNING *"
+pub(super) const OF_WORKER: &str = as_it_fits!(
+    "SELECT seq FROM callback_outbox WHERE worker = ?1 AND stage <= 1 AND held = 0 AND due <= ?2 \
+       AND seq NOT IN (SELECT value FROM json_each(?5)) ORDER BY due LIMIT ?3",
+    "?4"
 );
+
+/// What was found may be elsewhere since.
+pub(super) const TAKE: &str = "UPDATE callback_outbox SET held = 1, claim = ?2, token = token + 1 \
+    WHERE seq IN (SELECT value FROM json_each(?1)) AND +held = 0 AND +stage < 10 AND +due <= ?3 RETURNING *";
 
 pub(super) const GIVE_BACK: &str =
     "UPDATE callback_outbox SET held = 0, token = token + 1 WHERE held = 1 AND stage < 10 AND claim = ?";
 
+/// Looks for what a claim takes: the places of rows in the outbox.
+pub(in super::super) async fn look(connection: &mut SqliteConnection, claim: &Claim) -> Result<Vec<i64>, Error> {
+    let Claim { now, workers, left_out, .. } = claim;
+    let names = serde_json::json!(workers.iter().map(|name| &**name).collect::<Vec<&str>>()).to_string();
+    let left_out = numbers(left_out);
+    let mut found = Found { seqs: Vec::new(), limit: claim.limit, bytes: claim.bytes };
+    let oldest = query_as(OLDEST).bind(now.0).bind(names).bind(&left_out).bind(found.left()).bind(LOOKED_THROUGH);
+    found.add(oldest.bind(found.room()).fetch_all(&mut *connection).await?);
+    let is_room = found.left() > 0 && found.room() > 0;
+    if !is_room || !query_scalar(MORE).bind(now.0).bind(LOOKED_THROUGH).fetch_one(&mut *connection).await? {
+        return Ok(found.seqs);
+    }
+    for worker in workers {
+        let of_worker = query_as(OF_WORKER).bind(&**worker).bind(now.0).bind(found.left()).bind(found.room());
+        found.add(of_worker.bind(found.list()).fetch_all(&mut *connection).await?);
+    }
+    // Each time from another lane on, so that all have their turn.
+    let start = now.0.wrapping_mul(0x9E37_79B9_7F4A_7C15_u64.cast_signed());
+    for (above, to) in [(start, i64::MAX), (i64::MIN, start)] {
+        let of_lanes = query_as(OF_LANES).bind(now.0).bind(&left_out).bind(found.left()).bind(above).bind(to);
+        let of_lanes = of_lanes.bind(A_LANE).bind(found.room()).bind(found.list());
+        found.add(of_lanes.fetch_all(&mut *connection).await?);
+    }
+    Ok(found.seqs)
+}
+
+/// What a search has found so far.
+struct Found {
+    seqs: Vec<i64>,
+    limit: usize,
+    /// How many bytes are left.
+    bytes: usize,
+}
+
+impl Found {
+    fn add(&mut self, rows: Vec<(i64, i64)>) {
+        for (seq, size) in rows {
+            self.seqs.push(seq);
+            self.bytes = self.bytes.saturating_sub(usize::try_from(size).unwrap_or(usize::MAX));
+        }
+    }
+
+    fn left(&self) -> i64 {
+        count(self.limit.saturating_sub(self.seqs.len()))
+    }
+
+    fn room(&self) -> i64 {
+        count(self.bytes)
+    }
+
+    fn list(&self) -> String {
+        list(&self.seqs)
+    }
+}
+
+fn list(seqs: &[i64]) -> String {
+    serde_json::json!(seqs).to_string()
+}
+
 impl Rows {
     pub(super) async fn claim(&self, connection: &mut SqliteConnection, claim: &Claim) -> Result<Vec<Row>, Error> {
-        let Claim { number, now, limit, bytes, workers, left_out } = claim;
-        let names = serde_json::json!(workers.iter().map(|name| &**name).collect::<Vec<&str>>()).to_string();
-        let left_out = numbers(left_out);
-        let mut lines = query(CLAIM)
-            .bind(now.0)
-            .bind(names)
-            .bind(&left_out)
-            .bind(count(*limit))
-            .bind(LOOKED_THROUGH)
-            .bind(number)
-            .bind(count(*bytes))
-            .fetch_all(&mut *connection)
-            .await?;
-        let passed_over = LOOKED_THROUGH.saturating_sub(count(lines.len()));
-        let is_room = lines.len() < *limit && room(*bytes, &lines) > 0;
-        if is_room && query_scalar(MORE).bind(now.0).bind(passed_over).fetch_one(&mut *connection).await? {
-            for worker in workers {
-                let left = count(limit.saturating_sub(lines.len()));
-                let claimed =
-                    query(CLAIM_WORKER).bind(&**worker).bind(now.0).bind(left).bind(number).bind(room(*bytes, &lines));
-                lines.extend(claimed.fetch_all(&mut *connection).await?);
-            }
-            // Each time from another lane on, so that all have their turn.
-            let start = now.0.wrapping_mul(0x9E37_79B9_7F4A_7C15_u64.cast_signed());
-            for (above, to) in [(start, i64::MAX), (i64::MIN, start)] {
-                let left = count(limit.saturating_sub(lines.len()));
-                let claimed = query(CLAIM_LANES).bind(now.0).bind(&left_out).bind(left);
-                lines.extend(
-                    claimed
-                        .bind(above)
-                        .bind(to)
-                        .bind(A_LANE)
-                        .bind(number)
-                        .bind(room(*bytes, &lines))
-                        .fetch_all(&mut *connection)
-                        .await?,
-                );
-            }
-        }
-        let mut rows = lines
+        let found = match &claim.found {
+            Some(found) => list(found),
+            None => list(&look(connection, claim).await?),
+        };
+        let taken = query(TAKE).bind(found).bind(claim.number).bind(claim.now.0).fetch_all(connection).await?;
+        let mut rows = taken
             .iter()
             .filter_map(|line| {
                 // One unreadable row, of a newer version perhaps, must not keep the others back. It stays held.
@@ -160,13 +155,4 @@ impl Rows {
         rows.sort_by_key(|row| (row.due, row.id));
         Ok(rows)
     }
-}
-
-/// How many bytes are left.
-fn room(bytes: usize, taken: &[SqliteRow]) -> i64 {
-    let length =
-        |line: &SqliteRow, column| line.try_get::<Option<&[u8]>, _>(column).ok().flatten().map_or(0, <[u8]>::len);
-    let size =
-        |line| 1_024 + ["work", "work_body", "result", "result_body"].map(|it| length(line, it)).iter().sum::<usize>();
-    count(bytes.saturating_sub(taken.iter().map(size).sum()))
 }

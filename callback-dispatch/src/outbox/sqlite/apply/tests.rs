@@ -56,13 +56,14 @@ async fn steps_look_their_rows_up_by_id() {
 #[tokio::test]
 async fn what_is_due_is_found_by_its_index() {
     let (pool, _directory) = open().await;
-    check(&pool, CLAIM, "SEARCH callback_outbox USING INDEX callback_outbox_pending (held=? AND due<?)").await;
+    check(&pool, OLDEST, "SEARCH callback_outbox USING INDEX callback_outbox_pending (held=? AND due<?)").await;
     check(&pool, NOT_BEYOND, "SEARCH callback_outbox USING INDEX callback_outbox_pending (held=? AND due>? AND due<?)")
         .await;
     check(&pool, FROM_THE_FUTURE, "SEARCH callback_outbox USING INTEGER PRIMARY KEY (rowid=?)").await;
     check(&pool, WAIT_FROM_NOW, "SEARCH a USING INDEX callback_attempt_id (id=?)").await;
     check(&pool, MORE, "SEARCH callback_outbox USING INDEX callback_outbox_pending (held=? AND due<?)").await;
-    check(&pool, CLAIM, "SEARCH callback_outbox USING INTEGER PRIMARY KEY (rowid=?)").await;
+    check(&pool, OLDEST, "SEARCH o USING INTEGER PRIMARY KEY (rowid=?)").await;
+    check(&pool, TAKE, "SEARCH callback_outbox USING INTEGER PRIMARY KEY (rowid=?)").await;
     check(&pool, GIVE_BACK, "SEARCH callback_outbox USING INDEX callback_outbox_pending (held=?)").await;
     check(&pool, read::NEXT_DUE, "SEARCH callback_outbox USING INDEX callback_outbox_pending (held=? AND due>?").await;
 }
@@ -75,9 +76,9 @@ async fn lanes_and_workers_are_asked_one_by_one_by_their_indexes() {
         "SEARCH i USING COVERING INDEX callback_outbox_lane (lane=? AND due<?)",
         "SEARCH o USING INTEGER PRIMARY KEY (rowid=?)",
     ] {
-        check(&pool, CLAIM_LANES, step).await;
+        check(&pool, OF_LANES, step).await;
     }
-    check(&pool, CLAIM_WORKER, "SEARCH callback_outbox USING INDEX callback_outbox_worker (worker=? AND due<?)").await;
+    check(&pool, OF_WORKER, "SEARCH callback_outbox USING INDEX callback_outbox_worker (worker=? AND due<?)").await;
     check(&pool, AGE, "SEARCH o USING COVERING INDEX callback_outbox_lane (lane=? AND due<?)").await;
     check(&pool, ENQUEUE, "SEARCH callback_outbox USING COVERING INDEX callback_outbox_order (order_key=? AND turn>?)")
         .await;
