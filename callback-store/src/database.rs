@@ -14,6 +14,9 @@ use crate::{Apply, Lock, Migrations, StoreError, Writer};
 
 const READERS: u32 = 4;
 
+/// At so many pages, 16 MiB, SQLite itself copies the log into the file: large writes make it long before the writer does so.
+const LOG_PAGES: &str = "4096";
+
 /// An open SQLite database. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Database {
@@ -123,7 +126,7 @@ impl OpenOptions {
             .busy_timeout(self.busy_timeout)
             .foreign_keys(false)
             .disable_statement_logging();
-        let write = shared.clone().synchronous(SqliteSynchronous::Full);
+        let write = shared.clone().synchronous(SqliteSynchronous::Full).pragma("wal_autocheckpoint", LOG_PAGES);
 
         let log = write.clone().journal_mode(SqliteJournalMode::Wal);
         let mut connection = connect_in_turn(&log, self.busy_timeout).await?;

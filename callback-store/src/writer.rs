@@ -1,4 +1,5 @@
 mod answer;
+mod checkpoint;
 mod session;
 mod task;
 

@@ -2,6 +2,7 @@ use futures_util::TryStreamExt;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Connection, Executor, SqliteConnection};
 
+use super::checkpoint::copy;
 use crate::WriteError;
 use crate::database::connect;
 use crate::error::{Cause, StoreError};
@@ -22,6 +23,10 @@ impl Session {
             .await
             .map_err(|source| StoreError::Database { path: options.get_filename().to_owned(), source })?;
         Ok(Self { options, connection: Some(connection), data_version: Some(data_version) })
+    }
+
+    pub(super) const fn options(&self) -> &SqliteConnectOptions {
+        &self.options
     }
 
     /// Begins a transaction that holds the write lock.
@@ -76,6 +81,18 @@ impl Session {
                 self.roll_back(&cause).await;
                 Err(WriteError::not_stored(cause))
             }
+        }
+    }
+
+    /// Copies the rest of the log into the file; without it the log grows until it is too long.
+    pub(super) async fn checkpoint(&mut self) {
+        let copied = match self.connection().await {
+            Ok(connection) => copy(connection).await.map_err(Cause::from),
+            Err(_) => return,
+        };
+        if let Err(cause) = copied {
+            tracing::debug!(error = %cause, "the rest of the log was not copied");
+            self.roll_back(&cause).await;
         }
     }
 

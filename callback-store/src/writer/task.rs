@@ -5,6 +5,7 @@ use futures_util::FutureExt;
 use tokio::sync::{Notify, mpsc};
 
 use super::answer::Answer;
+use super::checkpoint::Checkpoints;
 use super::session::Session;
 use super::{Apply, Job};
 use crate::WriteError;
@@ -16,6 +17,7 @@ const BATCH: usize = 512;
 pub(super) struct Task<A: Apply> {
     apply: A,
     session: Session,
+    checkpoints: Checkpoints,
     queue: mpsc::Receiver<Job<A>>,
     closing: Arc<Notify>,
     settled: mpsc::UnboundedSender<Settled<A>>,
@@ -45,7 +47,8 @@ impl<A: Apply> Task<A> {
         closing: Arc<Notify>,
         settled: mpsc::UnboundedSender<Settled<A>>,
     ) -> Self {
-        Self { apply, session, queue, closing, settled }
+        let checkpoints = Checkpoints::new(session.options().clone());
+        Self { apply, session, checkpoints, queue, closing, settled }
     }
 
     pub(super) async fn run(mut self) {
@@ -56,12 +59,14 @@ impl<A: Apply> Task<A> {
                 () = self.closing.notified() => self.queue.close(),
                 // Without a runtime nobody is left to be told.
                 () = self.settled.closed(), if !self.queue.is_closed() => self.queue.close(),
+                () = self.checkpoints.copied() => self.session.checkpoint().await,
                 taken = self.queue.recv_many(&mut jobs, BATCH) => match taken {
                     0 => break,
                     _ => self.settle(jobs.drain(..)).await,
                 },
             }
         }
+        self.checkpoints.close().await;
         self.session.close().await;
     }
 
@@ -110,7 +115,11 @@ impl<A: Apply> Task<A> {
     /// Stores the writes in one transaction, or none of them.
     async fn store(&mut self, writes: &[A::Write]) -> Result<Vec<A::Written>, WriteError> {
         match self.apply(writes).await {
-            Ok(written) => self.session.commit().await.map(|()| written),
+            Ok(written) => {
+                self.session.commit().await?;
+                self.checkpoints.committed(writes.len());
+                Ok(written)
+            }
             Err(error) => {
                 self.session.roll_back(error.cause()).await;
                 Err(error)

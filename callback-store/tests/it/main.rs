@@ -5,6 +5,7 @@ mod failure;
 mod files;
 mod group;
 mod lock;
+mod log;
 mod lost;
 mod migrations;
 mod notes;
