@@ -5,7 +5,7 @@ use crate::{
     config::{AmqpSinkBuilder, matches},
     connection::{Limits, Link},
     dial::{Endpoint, Identity},
-    lane::{Job, blocked},
+    lane::{Answer, Job, blocked},
     outcome::{About, broken},
     wire,
 };
@@ -193,39 +193,35 @@ impl AmqpSink {
     ) -> Result<Receipt, SinkError> {
         let (broker, address) = self.judge(dsn)?;
         let link = self.link(dsn, &broker, &address)?;
-        let mut connected = link.connected().await?;
-        if connected.is_blocked() {
-            return Err(blocked().into());
-        }
-        let properties = wire::properties(&address, message, attempt, connected.frame_max())?;
-        let closed = |_: AcquireError| SinkError::unavailable("the sink is closed");
-        let permits = link.room(message.body().len()).await.map_err(closed)?;
         let declares = matches!(broker, Broker::Registered(_, cluster) if cluster.declare_queues);
-        let queue = address.queue().filter(|_| declares).map(str::to_owned);
-        let (answer, answered) = oneshot::channel();
-        let (exchange, routing_key) = (address.exchange, address.routing_key);
-        let mut job =
-            Box::new(Job { message: message.clone(), routing_key, properties, answer, quarter: 0, _permits: permits });
+        let queue = address.queue().filter(|_| declares);
+        let closed = || SinkError::unavailable("the sink is closed");
         loop {
-            if let Some(queue) = &queue {
+            *phase = Phase::Connect;
+            let connected = link.connected().await?;
+            if connected.is_blocked() {
+                return Err(blocked().into());
+            }
+            let properties = wire::properties(&address, message, attempt, connected.frame_max())?;
+            let permits = link.room(message.body().len()).await.map_err(|_: AcquireError| closed())?;
+            if let Some(queue) = queue {
                 let failed = |error| broken(&error, Phase::Connect, connected.about(About::Place));
                 connected.declare(queue).await.map_err(failed)?;
             }
-            match connected.publish(&exchange, job) {
-                Ok(()) => break,
-                Err(back) => job = back,
+            let (message, routing_key) = (message.clone(), address.routing_key.clone());
+            let (answer, answered) = oneshot::channel();
+            let job = Job { message, routing_key, properties, answer, quarter: 0, _permits: permits };
+            connected.publish(&address.exchange, Box::new(job));
+            *phase = Phase::Answer;
+            // A publisher answers each job that it is given, whatever becomes of it.
+            let Answer::Judged(result) = answered.await.map_err(|_| closed())? else { continue };
+            if let (Some(queue), Err(error)) = (queue, &result)
+                && error.kind() == ErrorKind::Unroutable
+            {
+                connected.forget(queue);
             }
-            connected = link.connected().await?;
+            return result;
         }
-        *phase = Phase::Answer;
-        // A publisher answers each job that it is given, whatever becomes of it.
-        let result = answered.await.unwrap_or_else(|_| Err(SinkError::unavailable("the sink is closed")));
-        if let (Some(queue), Err(error)) = (&queue, &result)
-            && error.kind() == ErrorKind::Unroutable
-        {
-            connected.forget(queue);
-        }
-        result
     }
 }
 

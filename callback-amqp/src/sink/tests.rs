@@ -196,6 +196,30 @@ async fn what_was_never_published_is_not_given_up() {
     }
 }
 
+/// The broker closes the channel while the others are being published on it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_a_closed_channel_does_not_take_goes_on_another() {
+    for _ in 0..20 {
+        let has_closed = std::sync::atomic::AtomicBool::new(false);
+        let fake = Fake::start(0, move |asked: &Asked| match asked.method {
+            PUBLISH if asked.name == "q" && !has_closed.swap(true, std::sync::atomic::Ordering::Relaxed) => {
+                Answer::CloseChannel(404)
+            }
+            _ => Answer::Usual,
+        })
+        .await;
+        let sink = sink(&fake);
+        deliver(&sink, "first").await.expect("delivered");
+        for result in join_all((0..256).map(|_| deliver(&sink, "q"))).await {
+            // 404 is about the exchange: it is believed by all that went on this channel.
+            if let Err(error) = result {
+                assert_eq!(error.kind(), ErrorKind::Unroutable, "{}", error.chain());
+            }
+        }
+        assert_eq!(fake.connections(), 1);
+    }
+}
+
 #[tokio::test]
 async fn a_queue_that_is_declared_slowly_holds_up_nobody() {
     let fake = Fake::start(0, |asked: &Asked| match asked.method {
