@@ -66,6 +66,12 @@ pub(crate) struct Identity {
     port: u16,
 }
 
+impl Identity {
+    pub(crate) const fn host(&self) -> &Host {
+        &self.host
+    }
+}
+
 impl Endpoint {
     /// The operator's own broker.
     pub(crate) fn registered(
