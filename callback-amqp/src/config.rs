@@ -1,7 +1,7 @@
 //! How a sink is set up.
 
 use crate::{AmqpSink, address, dial::Endpoint, sink::Cluster, tls};
-use callback_core::{BoxError, Dsn, Policy};
+use callback_core::{BoxError, Dsn, Pattern, Policy};
 use std::{collections::HashMap, fmt, sync::Arc};
 
 /// Builds an [`AmqpSink`].
@@ -22,7 +22,7 @@ impl AmqpSinkBuilder {
 
     /// Registers a cluster: `amqp://NAME/?queue=…`.
     ///
-    /// A name has 1 to 63 of `a-z 0-9 _ -`, so that no Dsn can mean it by a host.
+    /// A name is as [`Dsn::is_cluster_name`] says: 1 to 63 of `a-z 0-9 _ -`.
     pub fn cluster(mut self, name: impl Into<String>, cluster: AmqpCluster) -> Self {
         self.clusters.push((name.into(), cluster));
         self
@@ -46,7 +46,7 @@ impl AmqpSinkBuilder {
             return Err(AmqpSinkError::Nowhere);
         }
         let mut clusters = HashMap::new();
-        if let Some((name, _)) = self.clusters.iter().find(|(name, _)| !is_name(name)) {
+        if let Some((name, _)) = self.clusters.iter().find(|(name, _)| !Dsn::is_cluster_name(name)) {
             return Err(AmqpSinkError::Name { name: name.clone() });
         }
         let default = self.default_cluster.map(|cluster| (String::new(), cluster));
@@ -61,16 +61,10 @@ impl AmqpSinkBuilder {
     }
 }
 
-fn is_name(name: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_');
-    // A Dsn reads digits alone as an address.
-    (1..=63).contains(&name.len()) && name.bytes().all(allowed) && !name.bytes().all(|byte| byte.is_ascii_digit())
-}
-
 /// A RabbitMQ cluster that the operator registers, and what of it a Dsn may name.
 ///
 /// By default a Dsn may name **nothing**: each [`queue`](Self::queue) and [`exchange`](Self::exchange) is opened, and of
-/// the vhosts the one in the cluster's own URL is open. In a pattern, `*` stands for any characters, also none.
+/// the vhosts the one in the cluster's own URL is open. What is opened is a [`Pattern`]: `*` stands for any characters.
 ///
 /// ```
 /// use callback_amqp::{AmqpCluster, AmqpSink};
@@ -87,9 +81,9 @@ pub struct AmqpCluster {
     dsn: Dsn,
     client_certificate: Option<(Vec<u8>, Vec<u8>)>,
     root_certificates: Option<Vec<u8>>,
-    vhosts: Vec<String>,
-    exchanges: Vec<String>,
-    queues: Vec<String>,
+    vhosts: Vec<Pattern>,
+    exchanges: Vec<Pattern>,
+    queues: Vec<Pattern>,
     declare_queues: bool,
 }
 
@@ -124,19 +118,19 @@ impl AmqpCluster {
 
     /// Opens the vhosts of this pattern, beside the one in the cluster's URL.
     pub fn vhost(mut self, pattern: impl Into<String>) -> Self {
-        self.vhosts.push(pattern.into());
+        self.vhosts.push(Pattern::new(pattern));
         self
     }
 
     /// Opens the exchanges of this pattern, with any routing key.
     pub fn exchange(mut self, pattern: impl Into<String>) -> Self {
-        self.exchanges.push(pattern.into());
+        self.exchanges.push(Pattern::new(pattern));
         self
     }
 
     /// Opens the queues of this pattern.
     pub fn queue(mut self, pattern: impl Into<String>) -> Self {
-        self.queues.push(pattern.into());
+        self.queues.push(Pattern::new(pattern));
         self
     }
 
@@ -195,7 +189,7 @@ pub enum AmqpSinkError {
         source: BoxError,
     },
     /// No Dsn could name such a cluster.
-    #[error("`{name}` is no name of a cluster: 1 to 63 of a-z 0-9 _ -, and not digits alone")]
+    #[error("`{name}` is no name of a cluster: 1 to 63 of a-z 0-9 _ -, and no number")]
     Name {
         /// The name.
         name: String,
@@ -214,18 +208,6 @@ pub enum AmqpSinkError {
     },
 }
 
-/// Whether a pattern is the text; `*` stands for any characters.
-pub(crate) fn matches(pattern: &str, text: &str) -> bool {
-    let Some((start, rest)) = pattern.split_once('*') else { return pattern == text };
-    let Some(mut text) = text.strip_prefix(start) else { return false };
-    let (middle, end) = rest.rsplit_once('*').unwrap_or(("", rest));
-    for part in middle.split('*') {
-        let Some(at) = text.find(part) else { return false };
-        text = &text[at + part.len()..];
-    }
-    text.ends_with(end)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -240,28 +222,6 @@ mod tests {
         let text =
             format!("{error}: {}", std::error::Error::source(&error).map_or_else(String::new, ToString::to_string));
         assert!(text.contains(reason), "{text}");
-    }
-
-    #[test]
-    fn a_star_stands_for_any_characters() {
-        for (pattern, text, expected) in [
-            ("a", "a", true),
-            ("a", "ab", false),
-            ("", "a", false),
-            ("*", "", true),
-            ("*", "a/b", true),
-            ("a.*", "a.", true),
-            ("a.*", "b.a.", false),
-            ("*.done", "orders.done", true),
-            ("*.done", "done", false),
-            ("a*a", "a", false),
-            ("a*a", "aa", true),
-            ("a*b*c", "a-b-b-c", true),
-            ("a*b*c", "a-c-b", false),
-            ("**a**", "bab", true),
-        ] {
-            assert_eq!(matches(pattern, text), expected, "{pattern} {text}");
-        }
     }
 
     #[test]
@@ -292,7 +252,7 @@ mod tests {
     #[test]
     fn a_name_is_one_that_no_host_can_have() {
         let with = |name: &str| AmqpSink::builder().cluster(name, cluster("amqp://a:b@broker.example/"));
-        for name in ["", "a.b", "A", "7", "[::1]", "a:1", "ä"] {
+        for name in ["", "a.b", "7"] {
             refused(with(name), "is no name of a cluster");
         }
         refused(with("a").cluster("a", cluster("amqp://a:b@broker.example/")), "registered twice");

@@ -297,9 +297,13 @@ impl Connected {
         self.frame_max
     }
 
-    /// Hands a message to the channels of its exchange; back, where the connection takes none any more.
-    pub(crate) fn publish(self: &Arc<Self>, exchange: &Arc<str>, job: Box<Job>) -> Result<(), Box<Job>> {
-        if self.is_alive() { self.lanes.publish(self, exchange, job) } else { Err(job) }
+    /// Hands a message to the channels of its exchange.
+    pub(crate) fn publish(self: &Arc<Self>, exchange: &Arc<str>, job: Box<Job>) {
+        if self.is_alive() {
+            self.lanes.publish(self, exchange, job);
+        } else {
+            job.give_back();
+        }
     }
 
     /// Resolves once nothing more can be published.

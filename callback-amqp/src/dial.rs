@@ -1,6 +1,9 @@
 //! Connecting to a broker: our own socket and TLS under lapin.
 
-use crate::outcome::{About, Failure, broken};
+use crate::{
+    frames::Frames,
+    outcome::{About, Failure, broken},
+};
 use async_rs::{
     Runtime, Tokio,
     traits::Reactor,
@@ -63,6 +66,12 @@ pub(crate) struct Identity {
     port: u16,
 }
 
+impl Identity {
+    pub(crate) const fn host(&self) -> &Host {
+        &self.host
+    }
+}
+
 impl Endpoint {
     /// The operator's own broker.
     pub(crate) fn registered(
@@ -115,7 +124,7 @@ impl Endpoint {
             }
         };
         // At the limit the socket is shut down, without which lapin's thread would wait for ever.
-        let connection = timeout_at(limit.into(), handshake(self.uri(vhost), stream)).await;
+        let connection = timeout_at(limit.into(), handshake(self.uri(vhost), Box::new(Frames::new(stream)))).await;
         let connection = connection.map_err(|_elapsed| too_slow(Phase::Connect))?;
         Ok((connection.map_err(|error| broken(&error, Phase::Connect, About::Login))?, socket))
     }

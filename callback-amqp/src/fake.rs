@@ -1,7 +1,7 @@
 //! A broker of a few lines, which does what no real one can be brought to do.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     sync::{
         Arc,
@@ -96,6 +96,9 @@ async fn serve(
     // What was published last on each channel, and how many messages were.
     let mut published: HashMap<u16, (String, u64)> = HashMap::new();
     let mut missing: HashMap<u16, u64> = HashMap::new();
+    // As RabbitMQ does, it reads nothing on a channel that it closed, until that is answered; afterwards a publish is an
+    // error of the connection.
+    let (mut open, mut closing) = (HashSet::new(), HashSet::new());
     loop {
         let (kind, channel, payload) = receive(&mut stream).await?;
         let asked = match kind {
@@ -110,7 +113,18 @@ async fn serve(
                     _ => {}
                 }
                 match method {
+                    (20, 40 | 41) => {
+                        open.remove(&channel);
+                        closing.remove(&channel);
+                        continue;
+                    }
+                    _ if closing.contains(&channel) => continue,
+                    PUBLISH if !open.contains(&channel) => {
+                        send(&mut stream, 0, (10, 50), &close(504)).await?;
+                        continue;
+                    }
                     CHANNEL_OPEN => {
+                        open.insert(channel);
                         published.remove(&channel);
                         Asked { method, name: String::new() }
                     }
@@ -123,7 +137,7 @@ async fn serve(
                     _ => continue,
                 }
             }
-            2 | 3 => {
+            2 | 3 if open.contains(&channel) && !closing.contains(&channel) => {
                 let left = missing.entry(channel).or_default();
                 *left = if kind == 2 {
                     u64::from_be_bytes(payload[4..12].try_into().expect("8 bytes"))
@@ -150,7 +164,10 @@ async fn serve(
                 };
                 send(&mut stream, channel, method, &arguments).await?;
             }
-            Answer::CloseChannel(code) => send(&mut stream, channel, (20, 40), &close(code)).await?,
+            Answer::CloseChannel(code) => {
+                closing.insert(channel);
+                send(&mut stream, channel, (20, 40), &close(code)).await?;
+            }
             Answer::CloseConnection(code) => send(&mut stream, 0, (10, 50), &close(code)).await?,
         }
     }

@@ -9,7 +9,7 @@ use callback_core::{ErrorKind, Message, MessageId, Phase, Receipt, SinkError};
 use flume::{Receiver, Sender};
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use lapin::{
-    BasicProperties, Channel, Confirmation, PublisherConfirm, message::BasicReturnMessage,
+    BasicProperties, Channel, Confirmation, ErrorKind as LapinErrorKind, PublisherConfirm, message::BasicReturnMessage,
     options::BasicPublishOptions, types::ShortString,
 };
 use std::{
@@ -53,16 +53,31 @@ pub(crate) struct Job {
     pub(crate) message: Message,
     pub(crate) routing_key: String,
     pub(crate) properties: BasicProperties,
-    pub(crate) answer: oneshot::Sender<Result<Receipt, SinkError>>,
+    pub(crate) answer: oneshot::Sender<Answer>,
     /// In which of the publisher's quarters it was published.
     pub(crate) quarter: u64,
     pub(crate) _permits: [OwnedSemaphorePermit; 2],
 }
 
+/// What became of a message.
+pub(crate) enum Answer {
+    Judged(Result<Receipt, SinkError>),
+    /// Nothing of it was sent: the channel was closed already. It may go on another.
+    Unpublished,
+}
+
+// Nobody listens to an answer where the deadline has passed.
 impl Job {
+    fn judge(self, verdict: Verdict) {
+        let _ = self.answer.send(Answer::Judged(judge(verdict)));
+    }
+
     fn fail(self, failure: Failure) {
-        // Nobody listens where the deadline has passed.
-        let _ = self.answer.send(Err(failure.into()));
+        let _ = self.answer.send(Answer::Judged(Err(failure.into())));
+    }
+
+    pub(crate) fn give_back(self) {
+        let _ = self.answer.send(Answer::Unpublished);
     }
 }
 
@@ -83,27 +98,21 @@ struct Lane {
 }
 
 impl Lanes {
-    /// Queues a message for its exchange; back, where no more are taken.
-    pub(crate) fn publish(
-        &self,
-        connected: &Arc<Connected>,
-        exchange: &Arc<str>,
-        job: Box<Job>,
-    ) -> Result<(), Box<Job>> {
+    /// Queues a message for its exchange.
+    pub(crate) fn publish(&self, connected: &Arc<Connected>, exchange: &Arc<str>, job: Box<Job>) {
         let mut state = self.lock();
         if state.is_closed {
-            return Err(job);
+            return job.give_back();
         }
         if !state.lanes.contains_key(exchange) {
             let others = state.lanes.len() - usize::from(state.lanes.contains_key(""));
             if !exchange.is_empty() && others >= LANES {
-                job.fail(Failure::new(ErrorKind::Throttled, Phase::Connect, "too many exchanges are in use"));
-                return Ok(());
+                return job.fail(Failure::new(ErrorKind::Throttled, Phase::Connect, "too many exchanges are in use"));
             }
             let (jobs, waiting) = flume::unbounded();
             state.lanes.insert(Arc::clone(exchange), Lane { jobs, waiting, publishers: 0 });
         }
-        let Some(lane) = state.lanes.get_mut(exchange) else { return Err(job) };
+        let Some(lane) = state.lanes.get_mut(exchange) else { return job.give_back() };
         if lane.publishers == 0 || (lane.publishers < CHANNELS && lane.waiting.len() >= BACKLOG) {
             lane.publishers += 1;
             let publisher = Publisher {
@@ -118,7 +127,6 @@ impl Lanes {
         }
         // The lane holds a receiver: sending cannot fail.
         let _ = lane.jobs.send(job);
-        Ok(())
     }
 
     /// Closes if no exchange has a channel; whether that is so.
@@ -160,7 +168,7 @@ impl Lanes {
             let left: Vec<Box<Job>> = lane.waiting.drain().collect();
             state.lanes.remove(exchange);
             drop(state);
-            left.into_iter().for_each(|job| job.fail(Failure::lost()));
+            left.into_iter().for_each(|job| job.give_back());
         }
         true
     }
@@ -188,7 +196,22 @@ type Confirms<'a> = FuturesUnordered<Pin<Box<dyn Future<Output = Settled> + Send
 
 struct Settled {
     id: MessageId,
-    confirm: Result<Confirm, lapin::Error>,
+    end: PublishEnd,
+}
+
+enum PublishEnd {
+    Confirmed(Confirm),
+    /// The channel was closed before.
+    Refused,
+    /// The channel was closed since.
+    Lost(lapin::Error),
+}
+
+/// Whether a channel is closed, and why, where that is known.
+#[derive(Default)]
+struct Closed {
+    is_closed: bool,
+    error: Option<lapin::Error>,
 }
 
 impl Publisher {
@@ -243,12 +266,12 @@ impl Publisher {
     async fn publish_on(&mut self, channel: &Channel) {
         let mut window = Window::new();
         let mut confirms = Confirms::new();
-        let mut lost: Option<lapin::Error> = None;
+        let mut closed = Closed::default();
         let connected = Arc::clone(&self.connected);
         let limits = connected.limits();
         let mut quarters = interval(limits.confirm / QUARTERS);
         quarters.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while lost.is_none() {
+        while !closed.is_closed {
             while let Some(job) = self.next_job(&window) {
                 self.publish(channel, job, &mut window, &confirms);
             }
@@ -268,10 +291,10 @@ impl Publisher {
                     }
                 }
                 Some(settled) = confirms.next(), if !confirms.is_empty() => {
-                    self.settle(settled, &mut window, &mut lost);
+                    self.settle(settled, &mut window, &mut closed);
                     // The others that are there already: one frame confirms many.
                     while let Some(Some(settled)) = confirms.next().now_or_never() {
-                        self.settle(settled, &mut window, &mut lost);
+                        self.settle(settled, &mut window, &mut closed);
                     }
                 }
                 Ok(job) = self.waiting.recv_async(), if has_room => self.publish(channel, job, &mut window, &confirms),
@@ -280,15 +303,18 @@ impl Publisher {
             }
         }
         // A channel that is dropped is closed; nobody waits for that.
-        let Some(error) = lost.clone() else { return };
+        if !closed.is_closed {
+            return;
+        }
         // What the broker had confirmed before is told still.
         let rest = async {
             while let Some(settled) = confirms.next().await {
-                self.settle(settled, &mut window, &mut lost);
+                self.settle(settled, &mut window, &mut closed);
             }
         };
         let _ = timeout(LAST_WORDS, rest).await;
-        let failure = broken(&error, Phase::Answer, connected.about(About::Several));
+        let why = |error: &lapin::Error| broken(error, Phase::Answer, connected.about(About::Several));
+        let failure = closed.error.as_ref().map_or_else(Failure::lost, why);
         window.into_tickets().for_each(|job| job.fail(failure.clone()));
     }
 
@@ -341,36 +367,48 @@ impl Publisher {
             let body = message.body();
             let sent = channel.basic_publish(exchange, routing_key.into(), options, body, properties).await;
             let confirm = match sent {
-                Ok(confirm) => settled(confirm, &clock).await,
+                // lapin says so before it has sent anything.
+                Err(error) if matches!(error.kind(), LapinErrorKind::InvalidChannelState(..)) => {
+                    return Settled { id: message.id().clone(), end: PublishEnd::Refused };
+                }
                 Err(error) => Err(error),
+                Ok(confirm) => settled(confirm, &clock).await,
             };
-            Settled { id: message.id().clone(), confirm }
+            let end = confirm.map_or_else(PublishEnd::Lost, PublishEnd::Confirmed);
+            Settled { id: message.id().clone(), end }
         }));
     }
 
-    fn settle(&mut self, settled: Settled, window: &mut Window<Box<Job>>, lost: &mut Option<lapin::Error>) {
-        let Settled { id, confirm } = settled;
-        match confirm {
-            Ok(confirm) => {
-                let careful = &mut self.careful;
-                let is_known = window.settle(&id, confirm, &mut |job, verdict: Verdict| {
-                    *careful = careful.saturating_sub(1);
-                    let _ = job.answer.send(judge(verdict));
-                });
-                if !is_known {
+    fn settle(&mut self, settled: Settled, window: &mut Window<Box<Job>>, closed: &mut Closed) {
+        let Settled { id, end } = settled;
+        let careful = &mut self.careful;
+        let mut decide = |job: Box<Job>, verdict: Verdict| {
+            *careful = careful.saturating_sub(1);
+            job.judge(verdict);
+        };
+        match end {
+            PublishEnd::Confirmed(confirm) => {
+                if !window.settle(&id, confirm, &mut decide) {
                     tracing::error!("the broker returned a message that was judged as delivered, or is none of ours");
                 }
             }
-            Err(error) => {
+            PublishEnd::Refused => {
+                closed.is_closed = true;
+                if let Some(job) = window.withdraw(&id, &mut decide) {
+                    job.give_back();
+                }
+            }
+            PublishEnd::Lost(error) => {
                 // Those that failed with the first were underway beside it.
-                let is_alone = lost.is_none() && window.pending() == 1;
+                let is_alone = closed.error.is_none() && window.pending() == 1;
                 let about = self.connected.about(if is_alone { About::Message } else { About::Several });
                 let job = window.fail(&id);
                 let failure = broken(&error, Phase::Answer, about);
                 if about != About::Connection && is_about_one_message(&error) {
                     self.careful = ONE_AT_A_TIME;
                 }
-                lost.get_or_insert(error);
+                closed.is_closed = true;
+                closed.error.get_or_insert(error);
                 if let Some(job) = job {
                     job.fail(failure);
                 }

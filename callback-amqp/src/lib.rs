@@ -10,6 +10,7 @@ mod wire;
 
 mod connection;
 mod dial;
+mod frames;
 mod lane;
 mod tls;
 

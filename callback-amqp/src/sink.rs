@@ -2,15 +2,15 @@
 
 use crate::{
     address::Address,
-    config::{AmqpSinkBuilder, matches},
+    config::AmqpSinkBuilder,
     connection::{Limits, Link},
     dial::{Endpoint, Identity},
-    lane::{Job, blocked},
+    lane::{Answer, Job, blocked},
     outcome::{About, broken},
     wire,
 };
 use async_trait::async_trait;
-use callback_core::{Attempt, Dsn, DsnError, ErrorKind, Message, Phase, Policy, Receipt, Sink, SinkError};
+use callback_core::{Attempt, Dsn, DsnError, ErrorKind, Message, Pattern, Phase, Policy, Receipt, Sink, SinkError};
 use futures_util::future::join_all;
 use rustls::ClientConfig;
 use std::{
@@ -24,6 +24,7 @@ use tokio::{
     time::{timeout, timeout_at},
 };
 use tokio_util::task::TaskTracker;
+use url::Host;
 
 /// Delivers messages to RabbitMQ, over `amqp` and `amqps`.
 ///
@@ -56,9 +57,9 @@ struct Inner {
 pub(crate) struct Cluster {
     pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) vhost: String,
-    pub(crate) vhosts: Vec<String>,
-    pub(crate) exchanges: Vec<String>,
-    pub(crate) queues: Vec<String>,
+    pub(crate) vhosts: Vec<Pattern>,
+    pub(crate) exchanges: Vec<Pattern>,
+    pub(crate) queues: Vec<Pattern>,
     pub(crate) declare_queues: bool,
 }
 
@@ -85,6 +86,9 @@ const UNREGISTERED_KIBIBYTES: u32 = 16 << 10;
 /// To how many brokers that clients name there are connections at once, counting each vhost.
 const UNREGISTERED: usize = 64;
 
+/// And how many of those are at one host, by whatever port and user.
+const OF_ONE_HOST: usize = 8;
+
 /// To how many vhosts of a cluster there are connections at once, beside its own.
 const VHOSTS: usize = 256;
 
@@ -95,6 +99,35 @@ const LAST_CONFIRMS: Duration = Duration::from_secs(5);
 enum Broker<'a> {
     Registered(&'a str, &'a Cluster),
     Unregistered(&'a Policy, &'a Arc<ClientConfig>),
+}
+
+impl Place {
+    /// The host that a client named.
+    fn host(&self) -> Option<&Host> {
+        match self {
+            Self::Registered { .. } => None,
+            Self::Unregistered { identity, .. } => Some(identity.host()),
+        }
+    }
+}
+
+impl Links {
+    /// Sees to it that there are fewer of a kind than this, by closing the one that was without work for longest.
+    fn make_room(&mut self, is_alike: impl Fn(&Place) -> bool, limit: usize) -> Result<(), SinkError> {
+        let alike = || self.by_place.iter().filter(|(place, _)| is_alike(place));
+        if alike().count() < limit {
+            return Ok(());
+        }
+        // Neither a delivery nor a try to connect has it, and no message is in flight on it.
+        let unused = alike().filter(|(_, (link, _))| Arc::strong_count(link) == 1 && link.is_settled());
+        let Some(oldest) = unused.min_by_key(|(_, (_, asked))| *asked).map(|(place, _)| place.clone()) else {
+            return Err(SinkError::throttled("too many brokers are in use").with_phase(Phase::Connect));
+        };
+        if let Some((link, _)) = self.by_place.remove(&oldest) {
+            tokio::spawn(async move { link.close().await });
+        }
+        Ok(())
+    }
 }
 
 impl AmqpSink {
@@ -147,15 +180,6 @@ impl AmqpSink {
                 (Place::Unregistered { identity: endpoint.identity(), vhost }, Arc::new(endpoint))
             }
         };
-        // Clients choose these: their number has a bound. Of a cluster's own vhost there is one.
-        let is_alike = |place: &Place| match (broker, place) {
-            (Broker::Unregistered(..), Place::Unregistered { .. }) => true,
-            (Broker::Registered(cluster, registered), Place::Registered { name, vhost }) => {
-                name == cluster && *vhost != registered.vhost
-            }
-            _ => false,
-        };
-        let limit = if matches!(broker, Broker::Unregistered(..)) { UNREGISTERED } else { VHOSTS };
         let mut links = self.0.links.lock().unwrap_or_else(PoisonError::into_inner);
         links.asked += 1;
         let now = links.asked;
@@ -163,16 +187,19 @@ impl AmqpSink {
             *asked = now;
             return Ok(Arc::clone(link));
         }
-        if is_alike(&place) && links.by_place.keys().filter(|place| is_alike(place)).count() >= limit {
-            let unused = links.by_place.iter().filter(|(place, (link, _))| {
-                // Neither a delivery nor a try to connect has it, and no message is in flight on it.
-                is_alike(place) && Arc::strong_count(link) == 1 && link.is_settled()
-            });
-            let Some(oldest) = unused.min_by_key(|(_, (_, asked))| *asked).map(|(place, _)| place.clone()) else {
-                return Err(SinkError::throttled("too many brokers are in use").with_phase(Phase::Connect));
-            };
-            if let Some((link, _)) = links.by_place.remove(&oldest) {
-                tokio::spawn(async move { link.close().await });
+        // Clients choose these: their number has a bound. Of a cluster's own vhost there is one.
+        match (&place, broker) {
+            (Place::Registered { name, vhost }, Broker::Registered(_, cluster)) if *vhost != cluster.vhost => {
+                let is_alike = |place: &Place| match place {
+                    Place::Registered { name: other, vhost } => other == name && *vhost != cluster.vhost,
+                    Place::Unregistered { .. } => false,
+                };
+                links.make_room(is_alike, VHOSTS)?;
+            }
+            (Place::Registered { .. }, _) => {}
+            (Place::Unregistered { identity, .. }, _) => {
+                links.make_room(|place| place.host() == Some(identity.host()), OF_ONE_HOST)?;
+                links.make_room(|place| place.host().is_some(), UNREGISTERED)?;
             }
         }
         let (vhost, kibibytes) = match &place {
@@ -193,39 +220,35 @@ impl AmqpSink {
     ) -> Result<Receipt, SinkError> {
         let (broker, address) = self.judge(dsn)?;
         let link = self.link(dsn, &broker, &address)?;
-        let mut connected = link.connected().await?;
-        if connected.is_blocked() {
-            return Err(blocked().into());
-        }
-        let properties = wire::properties(&address, message, attempt, connected.frame_max())?;
-        let closed = |_: AcquireError| SinkError::unavailable("the sink is closed");
-        let permits = link.room(message.body().len()).await.map_err(closed)?;
         let declares = matches!(broker, Broker::Registered(_, cluster) if cluster.declare_queues);
-        let queue = address.queue().filter(|_| declares).map(str::to_owned);
-        let (answer, answered) = oneshot::channel();
-        let (exchange, routing_key) = (address.exchange, address.routing_key);
-        let mut job =
-            Box::new(Job { message: message.clone(), routing_key, properties, answer, quarter: 0, _permits: permits });
+        let queue = address.queue().filter(|_| declares);
+        let closed = || SinkError::unavailable("the sink is closed");
         loop {
-            if let Some(queue) = &queue {
+            *phase = Phase::Connect;
+            let connected = link.connected().await?;
+            if connected.is_blocked() {
+                return Err(blocked().into());
+            }
+            let properties = wire::properties(&address, message, attempt, connected.frame_max())?;
+            let permits = link.room(message.body().len()).await.map_err(|_: AcquireError| closed())?;
+            if let Some(queue) = queue {
                 let failed = |error| broken(&error, Phase::Connect, connected.about(About::Place));
                 connected.declare(queue).await.map_err(failed)?;
             }
-            match connected.publish(&exchange, job) {
-                Ok(()) => break,
-                Err(back) => job = back,
+            let (message, routing_key) = (message.clone(), address.routing_key.clone());
+            let (answer, answered) = oneshot::channel();
+            let job = Job { message, routing_key, properties, answer, quarter: 0, _permits: permits };
+            connected.publish(&address.exchange, Box::new(job));
+            *phase = Phase::Answer;
+            // A publisher answers each job that it is given, whatever becomes of it.
+            let Answer::Judged(result) = answered.await.map_err(|_| closed())? else { continue };
+            if let (Some(queue), Err(error)) = (queue, &result)
+                && error.kind() == ErrorKind::Unroutable
+            {
+                connected.forget(queue);
             }
-            connected = link.connected().await?;
+            return result;
         }
-        *phase = Phase::Answer;
-        // A publisher answers each job that it is given, whatever becomes of it.
-        let result = answered.await.unwrap_or_else(|_| Err(SinkError::unavailable("the sink is closed")));
-        if let (Some(queue), Err(error)) = (&queue, &result)
-            && error.kind() == ErrorKind::Unroutable
-        {
-            connected.forget(queue);
-        }
-        result
     }
 }
 
@@ -271,7 +294,7 @@ impl Sink for AmqpSink {
 
 impl Cluster {
     fn judge(&self, dsn: &Dsn, address: &Address) -> Result<(), DsnError> {
-        let open = |patterns: &[String], name: &str| patterns.iter().any(|pattern| matches(pattern, name));
+        let open = |patterns: &[Pattern], name: &str| patterns.iter().any(|pattern| pattern.matches(name));
         if dsn.username().is_some() {
             return Err(DsnError::invalid("a registered cluster takes neither user nor password"));
         }

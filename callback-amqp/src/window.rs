@@ -119,17 +119,16 @@ impl<T> Window<T> {
                 }
             }
         }
-        let all = self.pending == 0 && !self.is_broken;
-        if all || found_none.is_some() {
-            for Undecided { id, after } in std::mem::take(&mut self.undecided) {
-                if all || after <= found_none {
-                    self.decide(&id, Verdict::Confirmed, decide);
-                } else {
-                    self.undecided.push(Undecided { id, after });
-                }
-            }
-        }
+        self.confirm(found_none, decide);
         is_known
+    }
+
+    /// A publish was not made after all; its ticket. `decide` is called as by [`settle`](Self::settle).
+    pub(crate) fn withdraw(&mut self, id: &MessageId, decide: &mut impl FnMut(T, Verdict)) -> Option<T> {
+        self.pending -= 1;
+        let entry = self.entries.remove(id);
+        self.confirm(None, decide);
+        entry.map(|entry| entry.ticket)
     }
 
     /// A publish failed, and with it the channel; its ticket.
@@ -147,6 +146,20 @@ impl<T> Window<T> {
     /// The tickets of all that is not judged, and cannot be any more.
     pub(crate) fn into_tickets(self) -> impl Iterator<Item = T> {
         self.entries.into_values().map(|entry| entry.ticket)
+    }
+
+    /// Decides on what cannot come back any more, by a confirm that found nothing returned, or by there being none to come.
+    fn confirm(&mut self, found_none: Option<u64>, decide: &mut impl FnMut(T, Verdict)) {
+        let all = self.pending == 0 && !self.is_broken;
+        if all || found_none.is_some() {
+            for Undecided { id, after } in std::mem::take(&mut self.undecided) {
+                if all || after <= found_none {
+                    self.decide(&id, Verdict::Confirmed, decide);
+                } else {
+                    self.undecided.push(Undecided { id, after });
+                }
+            }
+        }
     }
 
     fn is_returned(&mut self, id: &MessageId, code: u16, decide: &mut impl FnMut(T, Verdict)) -> bool {

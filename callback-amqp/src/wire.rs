@@ -36,8 +36,8 @@ pub(crate) fn properties(
     for (name, value) in attempt.headers(message) {
         set(name.into(), value);
     }
-    for (name, value) in message.attributes() {
-        set(format!("ce-{name}").into(), Cow::Owned(encode(&value).into_owned()));
+    for (name, value) in message.ce_headers() {
+        set(name.into(), value);
     }
     for (name, value) in message.headers() {
         // No name in a message exceeds the 255 bytes of a short string.
@@ -69,23 +69,6 @@ pub(crate) fn properties(
     Ok(properties)
 }
 
-/// Percent-encodes as CloudEvents headers are over HTTP (HTTP Protocol Binding 1.0.2 §3.1.3.2), whose readers read these.
-fn encode(value: &str) -> Cow<'_, str> {
-    let plain = |byte: u8| matches!(byte, 0x21..=0x7e) && byte != b'"' && byte != b'%';
-    if value.bytes().all(plain) {
-        return Cow::Borrowed(value);
-    }
-    let mut encoded = String::with_capacity(value.len() * 3);
-    for byte in value.bytes() {
-        if plain(byte) {
-            encoded.push(char::from(byte));
-        } else {
-            encoded.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    Cow::Owned(encoded)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,13 +85,6 @@ mod tests {
 
     fn refused(message: &Message) -> ErrorKind {
         properties(&address("amqp:///?queue=q"), message, &attempt(), 100_000).expect_err("refused").kind()
-    }
-
-    #[test]
-    fn an_attribute_is_encoded_as_over_http() {
-        assert_eq!(encode("Euro € 😀"), "Euro%20%E2%82%AC%20%F0%9F%98%80");
-        assert_eq!(encode("100%"), "100%25");
-        assert!(matches!(encode("/orders"), Cow::Borrowed(_)));
     }
 
     #[test]

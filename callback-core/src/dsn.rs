@@ -25,7 +25,7 @@ use std::{
     str::FromStr,
     sync::Arc,
 };
-use url::Url;
+use url::{Host, Url};
 
 /// Where a result is to be sent: `https://…`, `wss://…`, `amqp://…`, `kafka://…`, or a custom scheme.
 ///
@@ -138,6 +138,23 @@ impl Dsn {
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0.text
+    }
+
+    /// Whether an operator may register a cluster by this name, for Dsns such as `amqp://orders/?queue=done`.
+    ///
+    /// It has 1 to 63 of `a-z 0-9 _ -` and spells no address, so a Dsn holds it as it is; no name in DNS that has a dot
+    /// is meant by it.
+    ///
+    /// ```
+    /// use callback_core::Dsn;
+    ///
+    /// assert!(Dsn::is_cluster_name("orders-2"));
+    /// assert!(!Dsn::is_cluster_name("orders.example") && !Dsn::is_cluster_name("0x7f"));
+    /// ```
+    #[must_use]
+    pub fn is_cluster_name(name: &str) -> bool {
+        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_');
+        name.bytes().all(allowed) && matches!(parse_host(name), Ok(Host::Domain(host)) if host == name)
     }
 
     /// The parsed URL of an `http`, `https`, `ws` or `wss` Dsn, **without** user and password.

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod dsn;
+mod pattern;
 mod policy;
 
 mod id;
@@ -34,6 +35,7 @@ pub use id::{InvalidId, MessageId, TaskId};
 pub use keys::Keys;
 pub use memory::{Delivered, MemorySink};
 pub use message::{Message, MessageBuilder, MessageError};
+pub use pattern::Pattern;
 pub use payload::Payload;
 #[cfg(feature = "net")]
 pub use policy::Resolver;

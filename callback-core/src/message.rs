@@ -138,17 +138,31 @@ impl Message {
 
     /// The CloudEvents context attributes by their own names (CloudEvents 1.0.2 §3), without `datacontenttype`.
     ///
-    /// A transport puts its prefix before each: `ce-` for HTTP and AMQP, `ce_` for Kafka.
+    /// A transport puts its prefix before each: `ce_` for Kafka. HTTP and AMQP have [`ce_headers`](Self::ce_headers).
     pub fn attributes(&self) -> impl Iterator<Item = (&'static str, Cow<'_, str>)> {
+        self.prefixed_attributes().map(|(name, value)| (&name[PREFIX.len()..], value))
+    }
+
+    /// The attributes as headers of CloudEvents over HTTP (HTTP Protocol Binding 1.0.2 §3.1.3): `ce-id`, and so on.
+    ///
+    /// In a value, all but visible ASCII is percent-encoded, and so are space, `"` and `%` (§3.1.3.2).
+    pub fn ce_headers(&self) -> impl Iterator<Item = (&'static str, Cow<'_, str>)> {
+        self.prefixed_attributes().map(|(name, value)| match encode(&value) {
+            Some(encoded) => (name, Cow::Owned(encoded)),
+            None => (name, value),
+        })
+    }
+
+    fn prefixed_attributes(&self) -> impl Iterator<Item = (&'static str, Cow<'_, str>)> {
         let time = OffsetDateTime::from(self.0.time).format(&Rfc3339).unwrap_or_default();
         [
-            ("specversion", Some(Cow::Borrowed("1.0"))),
-            ("id", Some(Cow::Borrowed(self.event_id().as_str()))),
-            ("type", Some(Cow::Borrowed(self.event_type()))),
-            ("source", Some(Cow::Borrowed(self.source()))),
-            ("time", Some(Cow::Owned(time))),
-            ("subject", self.subject().map(Cow::Borrowed)),
-            ("correlationid", self.correlation_id().map(Cow::Borrowed)),
+            ("ce-specversion", Some(Cow::Borrowed("1.0"))),
+            ("ce-id", Some(Cow::Borrowed(self.event_id().as_str()))),
+            ("ce-type", Some(Cow::Borrowed(self.event_type()))),
+            ("ce-source", Some(Cow::Borrowed(self.source()))),
+            ("ce-time", Some(Cow::Owned(time))),
+            ("ce-subject", self.subject().map(Cow::Borrowed)),
+            ("ce-correlationid", self.correlation_id().map(Cow::Borrowed)),
         ]
         .into_iter()
         .filter_map(|(name, value)| Some((name, value?)))
@@ -333,6 +347,26 @@ fn is_attribute(name: &str) -> bool {
     name.starts_with("ce-") || name.starts_with("ce_")
 }
 
+/// What stands before the name of an attribute in a header of HTTP.
+const PREFIX: &str = "ce-";
+
+/// A value as a header of CloudEvents over HTTP; `None` where it is one already.
+fn encode(value: &str) -> Option<String> {
+    let plain = |byte: u8| matches!(byte, 0x21..=0x7e) && byte != b'"' && byte != b'%';
+    if value.bytes().all(plain) {
+        return None;
+    }
+    let mut encoded = String::with_capacity(value.len() * 3);
+    for byte in value.bytes() {
+        if plain(byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    Some(encoded)
+}
+
 fn whole_microseconds(time: SystemTime) -> Result<SystemTime, MessageError> {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).ok();
     let cut = since.filter(|since| since.as_secs() < 253_402_300_800).map(|since| {
@@ -409,6 +443,17 @@ mod tests {
             "correlationid=ray 1",
         ];
         assert_eq!(attributes, expected);
+    }
+
+    #[test]
+    fn ce_headers_are_encoded_as_the_http_binding_says() {
+        let message = plain().subject("Euro € 😀").correlation_id("100% \"a\"").build().expect("valid");
+        let headers: Vec<_> = message.ce_headers().collect();
+        assert_eq!(headers[0], ("ce-specversion", Cow::Borrowed("1.0")));
+        assert_eq!(headers[5], ("ce-subject", Cow::Borrowed("Euro%20%E2%82%AC%20%F0%9F%98%80")));
+        assert_eq!(headers[6], ("ce-correlationid", Cow::Borrowed("100%25%20%22a%22")));
+        let names: Vec<String> = message.attributes().map(|(name, _)| format!("ce-{name}")).collect();
+        assert!(headers.iter().map(|(name, _)| name).eq(&names), "{headers:?}");
     }
 
     #[test]

@@ -3,7 +3,6 @@
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use callback_core::{Attempt, Dsn, Message};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use std::borrow::Cow;
 
 /// All headers of the request but those that HTTP itself sets.
 pub(crate) fn headers(dsn: &Dsn, message: &Message, attempt: &Attempt) -> HeaderMap {
@@ -18,10 +17,8 @@ pub(crate) fn headers(dsn: &Dsn, message: &Message, attempt: &Attempt) -> Header
     for (name, value) in attempt.headers(message) {
         set(HeaderName::from_static(name), &value);
     }
-    for (name, value) in message.attributes() {
-        if let Some(name) = ce_name(name) {
-            set(name, &encode(&value));
-        }
+    for (name, value) in message.ce_headers() {
+        set(HeaderName::from_static(name), &value);
     }
     for (name, value) in message.headers() {
         if let Ok(name) = HeaderName::from_bytes(name.as_bytes()) {
@@ -43,50 +40,11 @@ pub(crate) fn headers(dsn: &Dsn, message: &Message, attempt: &Attempt) -> Header
     headers
 }
 
-/// The header of a CloudEvents attribute (HTTP Protocol Binding 1.0.2 §3.1.3.1).
-fn ce_name(attribute: &str) -> Option<HeaderName> {
-    Some(HeaderName::from_static(match attribute {
-        "specversion" => "ce-specversion",
-        "id" => "ce-id",
-        "type" => "ce-type",
-        "source" => "ce-source",
-        "time" => "ce-time",
-        "subject" => "ce-subject",
-        "correlationid" => "ce-correlationid",
-        _ => return None,
-    }))
-}
-
-/// Percent-encodes what a header of CloudEvents must not carry (HTTP Protocol Binding 1.0.2 §3.1.3.2).
-fn encode(value: &str) -> Cow<'_, str> {
-    let plain = |byte: u8| matches!(byte, 0x21..=0x7e) && byte != b'"' && byte != b'%';
-    if value.bytes().all(plain) {
-        return Cow::Borrowed(value);
-    }
-    let mut encoded = String::with_capacity(value.len() * 3);
-    for byte in value.bytes() {
-        if plain(byte) {
-            encoded.push(char::from(byte));
-        } else {
-            encoded.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    Cow::Owned(encoded)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
     use std::time::{Duration, Instant, SystemTime};
-
-    #[test]
-    fn an_attribute_is_encoded_as_the_binding_says() {
-        assert_eq!(encode("Euro € 😀"), "Euro%20%E2%82%AC%20%F0%9F%98%80");
-        assert_eq!(encode("100%"), "100%25");
-        assert_eq!(encode("\"a\""), "%22a%22");
-        assert!(matches!(encode("/orders"), Cow::Borrowed(_)));
-    }
 
     #[test]
     fn a_message_has_the_headers_of_the_golden_file() {

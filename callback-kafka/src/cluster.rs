@@ -2,7 +2,7 @@
 
 use crate::{
     KafkaSinkError,
-    target::{Pattern, Registered, Security, with_port},
+    target::{Registered, Security, Topics, with_port},
 };
 use callback_core::{Dsn, Secret};
 use rdkafka::{ClientConfig, error::KafkaError, types::RDKafkaConfRes};
@@ -198,7 +198,7 @@ impl KafkaCluster {
             return Err(wrong("opens no topic: name them by `topic`; `*` opens all"));
         }
         let topics = self.topics.iter().map(|pattern| {
-            let opened = Pattern::parse(pattern);
+            let opened = Topics::parse(pattern);
             opened.ok_or_else(|| wrong(&format!("cannot open {pattern:?}: a topic has A-Z a-z 0-9 . _ - only")))
         });
         let topics = topics.collect::<Result<_, _>>()?;

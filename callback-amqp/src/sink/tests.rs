@@ -196,6 +196,30 @@ async fn what_was_never_published_is_not_given_up() {
     }
 }
 
+/// The broker closes the channel while the others are being published on it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_a_closed_channel_does_not_take_goes_on_another() {
+    for _ in 0..20 {
+        let has_closed = std::sync::atomic::AtomicBool::new(false);
+        let fake = Fake::start(0, move |asked: &Asked| match asked.method {
+            PUBLISH if asked.name == "q" && !has_closed.swap(true, std::sync::atomic::Ordering::Relaxed) => {
+                Answer::CloseChannel(404)
+            }
+            _ => Answer::Usual,
+        })
+        .await;
+        let sink = sink(&fake);
+        deliver(&sink, "first").await.expect("delivered");
+        for result in join_all((0..256).map(|_| deliver(&sink, "q"))).await {
+            // 404 is about the exchange: it is believed by all that went on this channel.
+            if let Err(error) = result {
+                assert_eq!(error.kind(), ErrorKind::Unroutable, "{}", error.chain());
+            }
+        }
+        assert_eq!(fake.connections(), 1);
+    }
+}
+
 #[tokio::test]
 async fn a_queue_that_is_declared_slowly_holds_up_nobody() {
     let fake = Fake::start(0, |asked: &Asked| match asked.method {
@@ -225,23 +249,59 @@ async fn to(sink: &AmqpSink, text: &str) -> Result<Receipt, SinkError> {
     sink.deliver(&dsn(text), &message(), &attempt).await
 }
 
+/// Every name is the fake's.
+#[derive(Debug)]
+struct Here;
+
+#[async_trait]
+impl callback_core::Resolver for Here {
+    async fn resolve(&self, _: &str) -> std::io::Result<Vec<std::net::IpAddr>> {
+        Ok(vec![std::net::Ipv4Addr::LOCALHOST.into()])
+    }
+}
+
+/// Takes brokers that clients name, and turns a host into the fake's URL by that name.
+fn of_clients(fake: &Fake) -> (AmqpSink, impl Fn(&str) -> String) {
+    let policy = Policy::default().allow(callback_core::Rule::loopback()).allow("amqp:".parse().expect("a rule"));
+    let sink = AmqpSink::builder().unregistered(policy.resolver(Here)).build().expect("a sink");
+    let url = fake.url.clone();
+    (sink, move |host: &str| url.replace("127.0.0.1", host))
+}
+
 #[tokio::test]
 async fn brokers_of_clients_make_room_for_one_another() {
     let fake = Fake::start(0, |_| Answer::Usual).await;
-    let policy = Policy::default().allow(callback_core::Rule::loopback()).allow("amqp:".parse().expect("a rule"));
-    let sink = AmqpSink::builder().unregistered(policy).build().expect("a sink");
+    let (sink, url) = of_clients(&fake);
+    let of = |number: usize| format!("{}v{number}?queue=q", url(&format!("h{}.example", number / OF_ONE_HOST)));
     for number in 0..70 {
-        to(&sink, &format!("{}v{number}?queue=q", fake.url)).await.expect("delivered");
+        to(&sink, &of(number)).await.expect("delivered");
         // The first one is used again and again, and stays.
-        to(&sink, &format!("{}v0?queue=q", fake.url)).await.expect("delivered");
+        to(&sink, &of(0)).await.expect("delivered");
     }
     assert_eq!((links(&sink).len(), fake.connections()), (UNREGISTERED, 70));
     // All are in use: nobody is thrown out.
     let held = links(&sink);
-    let error = to(&sink, &format!("{}v99?queue=q", fake.url)).await.expect_err("one too many");
+    let error = to(&sink, &of(99)).await.expect_err("one too many");
     assert_eq!((error.kind(), error.phase()), (ErrorKind::Throttled, Some(Phase::Connect)));
     drop(held);
-    to(&sink, &format!("{}v99?queue=q", fake.url)).await.expect("delivered");
+    to(&sink, &of(99)).await.expect("delivered");
+}
+
+#[tokio::test]
+async fn one_host_of_clients_leaves_room_for_the_others() {
+    let fake = Fake::start(0, |_| Answer::Usual).await;
+    let (sink, url) = of_clients(&fake);
+    to(&sink, &format!("{}?queue=q", url("quiet.example"))).await.expect("delivered");
+    for number in 0..20 {
+        let user = url("busy.example").replace("a:b@", &format!("a{number}:b@"));
+        to(&sink, &format!("{user}?queue=q")).await.expect("delivered");
+    }
+    assert_eq!((links(&sink).len(), fake.connections()), (1 + OF_ONE_HOST, 21));
+    let held = links(&sink);
+    let error = to(&sink, &format!("{}v?queue=q", url("busy.example"))).await.expect_err("one too many");
+    assert_eq!((error.kind(), error.phase()), (ErrorKind::Throttled, Some(Phase::Connect)));
+    to(&sink, &format!("{}?queue=q", url("other.example"))).await.expect("delivered");
+    drop(held);
 }
 
 #[tokio::test]

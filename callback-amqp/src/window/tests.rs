@@ -81,6 +81,18 @@ fn nothing_is_confirmed_on_a_broken_channel_but_what_was_before() {
 }
 
 #[test]
+fn what_was_not_published_after_all_proves_nothing_and_is_not_waited_for() {
+    let (mut window, late) = (window(3), Confirm { waited_since: None, ..ack(None) });
+    let mut confirmed = Vec::new();
+    let mut decide = |number, verdict| confirmed.push((number, verdict));
+    assert!(window.settle(&id(0), late, &mut decide));
+    assert_eq!(window.withdraw(&id(1), &mut decide), Some(1));
+    assert_eq!(window.pending(), 1);
+    assert_eq!(window.withdraw(&id(2), &mut decide), Some(2));
+    assert_eq!((window.len(), confirmed), (0, vec![(0, Verdict::Confirmed)]));
+}
+
+#[test]
 fn a_return_of_a_stranger_is_noticed() {
     let mut window = window(1);
     assert!(!window.settle(&id(0), ack(Some(7)), &mut |_, _| {}));

@@ -3,8 +3,8 @@
 
 use crate::broker::{Broker, own, to_queue, unique};
 use callback_amqp::{AmqpCluster, AmqpSink};
-use callback_core::{Dsn, ErrorKind, Phase, Schedule, Sink};
-use callback_dispatch::{DeadLetterQuery, Dispatcher, Event, Lane, SqliteOutbox};
+use callback_core::{Dsn, ErrorKind, Payload, Phase, Schedule, Sink};
+use callback_dispatch::{DeadLetter, DeadLetterQuery, Dispatcher, Event, Lane, SqliteOutbox};
 use lapin::{options::QueueDeclareOptions, types::FieldTable};
 use std::{
     collections::HashSet,
@@ -34,24 +34,29 @@ async fn dispatcher(sink: impl Sink, retries: usize) -> (TempDir, Dispatcher) {
     (folder, dispatcher.await.expect("started"))
 }
 
-async fn publish(dispatcher: &Dispatcher, dsn: &Dsn) -> String {
-    let event = Event::to(dsn.clone(), "test.happened", "a body");
+async fn publish(dispatcher: &Dispatcher, dsn: &Dsn, body: impl Into<Payload>) -> String {
+    let event = Event::to(dsn.clone(), "test.happened", body);
     dispatcher.publish(event).await.expect("acknowledged").to_string()
 }
 
-/// Publishes to the queue while the fault lasts, and sees to it that all of it arrives.
-async fn all_arrives(broker: &Broker, queue: &str, fault: impl Future<Output = ()>) {
-    let (_folder, dispatcher) = dispatcher(broker.sink(), 500).await;
-    let (dsn, mut acknowledged) = (to_queue(queue), HashSet::new());
-    tokio::pin!(fault);
+async fn dead(dispatcher: &Dispatcher) -> Vec<DeadLetter> {
+    dispatcher.dead_letters().list(&DeadLetterQuery::default()).await.expect("listed").items
+}
+
+/// What became of a message that cannot be delivered.
+async fn dead_letter(dispatcher: &Dispatcher, id: &str) -> DeadLetter {
+    let until = Instant::now() + PATIENCE;
     loop {
-        acknowledged.insert(publish(&dispatcher, &dsn).await);
-        tokio::select! {
-            biased;
-            () = &mut fault => break,
-            () = sleep(Duration::from_millis(1)) => {}
+        if let Some(letter) = dead(dispatcher).await.into_iter().find(|letter| letter.id.to_string() == id) {
+            return letter;
         }
+        assert!(Instant::now() < until, "{id} is nowhere");
+        sleep(STEP).await;
     }
+}
+
+/// Waits until all of these are in the queue, or were.
+async fn arrived(broker: &Broker, queue: &str, acknowledged: &HashSet<String>) {
     let (side, until) = (broker.side("").await, Instant::now() + PATIENCE);
     let mut missing = acknowledged.clone();
     while !missing.is_empty() {
@@ -61,8 +66,24 @@ async fn all_arrives(broker: &Broker, queue: &str, fault: impl Future<Output = (
         }
         sleep(Duration::from_millis(50)).await;
     }
-    let dead = dispatcher.dead_letters().list(&DeadLetterQuery::default()).await.expect("listed");
-    assert!(dead.items.is_empty(), "{:?}", dead.items);
+}
+
+/// Publishes to the queue while the fault lasts, and sees to it that all of it arrives.
+async fn all_arrives(broker: &Broker, queue: &str, fault: impl Future<Output = ()>) {
+    let (_folder, dispatcher) = dispatcher(broker.sink(), 500).await;
+    let (dsn, mut acknowledged) = (to_queue(queue), HashSet::new());
+    tokio::pin!(fault);
+    loop {
+        acknowledged.insert(publish(&dispatcher, &dsn, "a body").await);
+        tokio::select! {
+            biased;
+            () = &mut fault => break,
+            () = sleep(Duration::from_millis(1)) => {}
+        }
+    }
+    arrived(broker, queue, &acknowledged).await;
+    let dead = dead(&dispatcher).await;
+    assert!(dead.is_empty(), "{dead:?}");
     dispatcher.close(PAUSE).await;
 }
 
@@ -125,19 +146,36 @@ async fn bad_input_that_was_acknowledged_is_a_dead_letter_with_its_kind_and_phas
         ("amqp://wrong/?queue=q".to_owned(), ErrorKind::Unauthorized, Phase::Connect),
     ];
     for (dsn, kind, phase) in bad {
-        let id = publish(&dispatcher, &dsn.parse().expect("a Dsn")).await;
-        let until = Instant::now() + PATIENCE;
-        let letter = loop {
-            let dead = dispatcher.dead_letters().list(&DeadLetterQuery::default()).await.expect("listed");
-            if let Some(letter) = dead.items.into_iter().find(|letter| letter.id.to_string() == id) {
-                break letter;
-            }
-            assert!(Instant::now() < until, "{dsn} is nowhere");
-            sleep(STEP).await;
-        };
+        let id = publish(&dispatcher, &dsn.parse().expect("a Dsn"), "a body").await;
+        let letter = dead_letter(&dispatcher, &id).await;
         let last = letter.attempts.last().expect("an attempt");
         assert_eq!((letter.kind, last.kind, last.phase), (kind, kind, phase), "{dsn}: {}", last.reason);
         assert_eq!(letter.attempts.len(), 3, "{dsn}");
     }
     dispatcher.close(PAUSE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_larger_than_the_broker_takes_is_a_dead_letter_and_the_others_arrive() {
+    let Some(broker) = own().await else { return };
+    broker.control(&["eval", "application:set_env(rabbit, max_message_size, 10000)."]).await;
+    let queue = broker.side("").await.queue().await;
+    let (_folder, dispatcher) = dispatcher(broker.sink(), 500).await;
+    let (dsn, mut acknowledged, mut large) = (to_queue(&queue), HashSet::new(), Vec::new());
+    for number in 0..300 {
+        acknowledged.insert(publish(&dispatcher, &dsn, "a body").await);
+        if number % 100 == 50 {
+            large.push(publish(&dispatcher, &dsn, vec![0; 20_000]).await);
+        }
+    }
+    for id in &large {
+        let letter = dead_letter(&dispatcher, id).await;
+        let last = letter.attempts.last().expect("an attempt");
+        let found = (letter.kind, last.kind, last.phase);
+        assert_eq!(found, (ErrorKind::TooLarge, ErrorKind::TooLarge, Phase::Answer), "{}", last.reason);
+    }
+    arrived(&broker, &queue, &acknowledged).await;
+    assert_eq!(dead(&dispatcher).await.len(), large.len());
+    dispatcher.close(PAUSE).await;
+    broker.control(&["eval", "application:set_env(rabbit, max_message_size, 134217728)."]).await;
 }

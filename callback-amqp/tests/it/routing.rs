@@ -1,7 +1,7 @@
 //! Queues and exchanges that are there, are not, come and go.
 
 use crate::broker::{PATIENCE, attempt, deliver, message, shared, sink, to_queue, unique};
-use callback_core::{Dsn, ErrorKind, Phase, Sink, SinkError};
+use callback_core::{Dsn, ErrorKind, Message, Payload, Phase, Sink, SinkError};
 use futures_util::future::join_all;
 
 fn to_exchange(exchange: &str, key: &str) -> Dsn {
@@ -66,6 +66,35 @@ async fn an_exchange_that_goes_hurts_no_other() {
     }
     for result in to_there {
         result.expect("delivered");
+    }
+}
+
+/// The socket is full when the broker closes the channel: what is written afterwards must not be written there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_exchange_that_goes_under_load_hurts_no_other() {
+    let Some(broker) = shared() else { return };
+    let (side, sink, exchange) = (broker.side("").await, broker.sink(), unique("exchange"));
+    let queue = side.queue().await;
+    side.exchange(&exchange).await;
+    side.bind(&queue, &exchange, "#").await;
+    let (gone, there) = (to_exchange(&exchange, "k"), to_queue(&queue));
+    for dsn in [&gone, &there] {
+        deliver(&sink, dsn).await.expect("delivered");
+    }
+    side.channel.exchange_delete(exchange.as_str().into(), Default::default()).await.expect("deleted");
+    let payload = Payload::new("a/b", vec![b'a'; 300_000]);
+    let send = async |dsn| {
+        let message = Message::builder("a").payload(payload.clone()).build().expect("a message");
+        sink.deliver(dsn, &message, &attempt(PATIENCE)).await
+    };
+    let to_there = join_all((0..200).map(|_| send(&there)));
+    let to_gone = join_all((0..200).map(|_| send(&gone)));
+    let (to_there, to_gone) = futures_util::future::join(to_there, to_gone).await;
+    for result in to_there {
+        result.expect("delivered");
+    }
+    for result in to_gone {
+        unroutable(result);
     }
 }
 

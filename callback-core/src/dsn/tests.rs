@@ -1,7 +1,6 @@
 use super::*;
 use proptest::prelude::*;
 use std::collections::HashSet;
-use url::Host;
 
 #[track_caller]
 fn dsn(text: &str) -> Dsn {
@@ -44,6 +43,20 @@ fn what_is_absent_is_absent() {
     assert_eq!(dsn("amqp://").path(), "");
     assert!(dsn("amqp://host").url().is_none());
     assert_eq!(dsn("https://:token@example.com").username(), Some(""));
+}
+
+#[test]
+fn a_cluster_has_a_name_that_is_no_address() {
+    let (long, longer) = ("n".repeat(63), "n".repeat(64));
+    for name in ["a", "7up", "orders-2_eu", "-", &long] {
+        assert!(Dsn::is_cluster_name(name), "{name}");
+        assert_eq!(dsn(&format!("amqp://{name}/")).authority(), name);
+        hosts(&format!("kafka://{name}/topic"), &[name]);
+    }
+    for name in ["", "A", "a.b", "7", "127", "0x7f", "[::1]", "a:1", "a/b", "a@b", "a,b", "a%62", "ä", "xn--", &longer]
+    {
+        assert!(!Dsn::is_cluster_name(name), "{name}");
+    }
 }
 
 #[test]
