@@ -83,7 +83,18 @@ impl Database {
     ///
     /// [`StoreError::Locked`] names the file if another holder has it, also in this process; [`StoreError::File`] otherwise.
     pub fn lock(&self) -> Result<Lock, StoreError> {
-        Lock::take(&self.inner.path)
+        Lock::take(&self.inner.path, "lock")
+    }
+
+    /// Takes the kernel lock on `<database file>.<role>.lock`, like [`lock`](Self::lock).
+    ///
+    /// Engines of different roles run on one database beside each other. The role becomes part of a file name as it stands.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`lock`](Self::lock).
+    pub fn lock_as(&self, role: &'static str) -> Result<Lock, StoreError> {
+        Lock::take(&self.inner.path, &format!("{role}.lock"))
     }
 
     /// Closes the read connections, after those in use are returned. Writers close themselves.

@@ -13,15 +13,16 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Returns the locked file, `<database file>.lock`.
+    /// Returns the locked file: `<database file>.lock`, or `<database file>.<role>.lock`.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    pub(crate) fn take(database: &Path) -> Result<Self, StoreError> {
+    pub(crate) fn take(database: &Path, ending: &str) -> Result<Self, StoreError> {
         let mut path = database.as_os_str().to_owned();
-        path.push(".lock");
+        path.push(".");
+        path.push(ending);
         let path = PathBuf::from(path);
 
         let mut options = OpenOptions::new();

@@ -25,6 +25,18 @@ async fn a_second_lock_is_refused_until_the_first_is_dropped() {
 }
 
 #[tokio::test]
+async fn a_role_has_a_lock_of_its_own() {
+    let notes = Notes::open().await;
+    let _engine = notes.database.lock().unwrap();
+    let first = notes.database.lock_as("inbox").unwrap();
+    assert!(first.path().ends_with("notes.db.inbox.lock"));
+    let error = notes.database.lock_as("inbox").unwrap_err();
+    assert!(matches!(&error, StoreError::Locked { path } if path == first.path()), "{error:?}");
+    drop(first);
+    notes.database.lock_as("inbox").unwrap();
+}
+
+#[tokio::test]
 async fn a_lock_file_that_was_left_is_no_lock() {
     let notes = Notes::open().await;
     std::fs::write(notes.directory.path().join("notes.db.lock"), "4711").unwrap();
