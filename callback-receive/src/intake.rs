@@ -1,0 +1,218 @@
+//! Where a transport offers what comes in.
+
+use crate::{
+    HandleId, InboxError, Incoming, Verdict,
+    inbox::{Micros, Write, Written},
+    named::{Judge, Named},
+    receiver::Shared,
+    registry::Handle,
+    slot::Offered,
+    sync::lock,
+};
+use callback_core::{Verifier, VerifyError};
+use std::{
+    sync::{Arc, Weak},
+    time::SystemTime,
+};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout},
+};
+
+/// Where a [`Listener`](crate::Listener) offers each message. Cheap to clone.
+///
+/// It keeps no receiver alive: once that is gone, every offer is answered with [`Verdict::RetryLater`].
+#[derive(Clone, Debug)]
+pub struct Intake(pub(crate) Weak<Shared>);
+
+/// What a handle is to this receiver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Standing {
+    /// It takes messages.
+    Open,
+    /// This receiver made it, and nobody waits for it any more.
+    Ended,
+    /// This receiver did not make it.
+    Unknown,
+}
+
+impl Intake {
+    /// Offers a message to a handle; resolves with what its sender is to be told, within `answer_within`.
+    ///
+    /// # Cancellation
+    /// Dropped, the message may have been taken all the same: it is known when it comes again, or joins the one that waits.
+    pub async fn offer(&self, handle: &HandleId, incoming: Incoming) -> Verdict {
+        let Some(shared) = self.0.upgrade() else { return Verdict::RetryLater(None) };
+        let verdict = shared.offer(handle, incoming).await;
+        metrics::counter!("callback_offered_total", "verdict" => verdict.as_str()).increment(1);
+        verdict
+    }
+
+    /// What a handle is to this receiver, for a handshake.
+    #[must_use]
+    pub fn standing(&self, handle: &HandleId) -> Standing {
+        let Some(shared) = self.0.upgrade() else { return Standing::Unknown };
+        match shared.registry.find(handle) {
+            Some(_) => Standing::Open,
+            None if shared.minter.made(handle) => Standing::Ended,
+            None => Standing::Unknown,
+        }
+    }
+
+    /// How many bytes a body may have.
+    #[must_use]
+    pub fn body_limit(&self) -> usize {
+        self.0.upgrade().map_or(0, |shared| shared.settings.body_limit)
+    }
+
+    /// The offset behind which each log is to be read on: the last one that the inbox has stored.
+    #[must_use]
+    pub fn positions(&self) -> Vec<(String, i64)> {
+        self.0.upgrade().map_or_else(Vec::new, |shared| shared.positions.clone())
+    }
+}
+
+impl Shared {
+    async fn offer(&self, handle: &HandleId, incoming: Incoming) -> Verdict {
+        if incoming.message.body().len() > self.settings.body_limit {
+            return Verdict::TooLarge;
+        }
+        if self.is_closing() {
+            return Verdict::RetryLater(None);
+        }
+        match self.registry.find(handle) {
+            Some(Handle::Spawned(slot)) => {
+                if !self.is_genuine(handle, slot.verifier().or_else(|| self.verifier.clone()).as_ref(), &incoming) {
+                    return Verdict::Unverified;
+                }
+                let (room, now) = (self.settings.queue, Instant::now());
+                match slot.offer(incoming.message, &self.memory, room, now) {
+                    Offered::Verdict(verdict) => verdict,
+                    Offered::Waiting(verdict) => self.wait(verdict).await,
+                }
+            }
+            Some(Handle::Named(named)) => {
+                let verifier = match named.judge() {
+                    Judge::Own(verifier) => Some(verifier),
+                    Judge::Receiver => self.verifier.clone(),
+                    Judge::Missing => {
+                        tracing::warn!(?handle, "a message came before the key of its handle was given");
+                        return Verdict::RetryLater(None);
+                    }
+                };
+                if !self.is_genuine(handle, verifier.as_ref(), &incoming) {
+                    return Verdict::Unverified;
+                }
+                self.store(named, incoming).await
+            }
+            None => self.offer_to_nobody(handle, &incoming).await,
+        }
+    }
+
+    /// A handle that is not there may have taken the message before it ended.
+    async fn offer_to_nobody(&self, handle: &HandleId, incoming: &Incoming) -> Verdict {
+        if !self.minter.made(handle) {
+            return Verdict::Unknown;
+        }
+        if !self.is_genuine(handle, self.verifier.as_ref(), incoming) {
+            return Verdict::Unverified;
+        }
+        let id = incoming.message.id();
+        if lock(&self.memory).knows(handle, id, Instant::now()) {
+            return Verdict::Duplicate;
+        }
+        match &self.inbox {
+            None => Verdict::Ended,
+            Some(inbox) => match inbox.knows(handle, id.as_str()).await {
+                Ok(true) => Verdict::Duplicate,
+                Ok(false) => Verdict::Ended,
+                Err(error) => not_now(&error),
+            },
+        }
+    }
+
+    /// The verdict, if it is there in time.
+    async fn wait(&self, verdict: oneshot::Receiver<Verdict>) -> Verdict {
+        match timeout(self.settings.answer_within, verdict).await {
+            Ok(Ok(verdict)) => verdict,
+            Ok(Err(_)) | Err(_) => Verdict::RetryLater(None),
+        }
+    }
+
+    /// Stores the message; what happens in memory happens in the order of the store, whether or not the sender waits.
+    async fn store(&self, named: Arc<Named>, incoming: Incoming) -> Verdict {
+        let Some(inbox) = &self.inbox else { return Verdict::RetryLater(None) };
+        if !named.reserve(self.settings.backlog) {
+            return Verdict::RetryLater(None);
+        }
+        let (answer, verdict) = oneshot::channel();
+        let Incoming { message, position, .. } = incoming;
+        let (handle, now) = (named.handle, Micros::now());
+        let write = Write::Store { handle, message: message.clone(), position, now };
+        let place = Arc::clone(&named);
+        let done = Box::new(move |written: Result<Written, InboxError>| {
+            let verdict = match written {
+                Ok(Written::Stored(seq)) => {
+                    place.stored(seq, message);
+                    Verdict::Accepted
+                }
+                Ok(Written::Duplicate) => {
+                    place.release();
+                    Verdict::Duplicate
+                }
+                Ok(_) => {
+                    place.release();
+                    Verdict::Ended
+                }
+                Err(error) => {
+                    if error.is_unknown() {
+                        // Counted as waiting: it may.
+                        place.doubt();
+                    } else {
+                        place.release();
+                    }
+                    not_now(&error)
+                }
+            };
+            let _ = answer.send(verdict);
+        });
+        if let Err(error) = inbox.submit(write, done) {
+            named.release();
+            return not_now(&error);
+        }
+        self.wait(verdict).await
+    }
+
+    /// Judges a signature, where there is a key. Why it does not count is logged, and not told to the sender.
+    fn is_genuine(&self, handle: &HandleId, verifier: Option<&Verifier>, incoming: &Incoming) -> bool {
+        let Some(verifier) = verifier else { return true };
+        let (timestamp, signature) = incoming.signed.as_ref().map_or(("", ""), |(time, signature)| (time, signature));
+        let (id, body) = (incoming.message.id().as_str(), &incoming.message.body()[..]);
+        let verified = if incoming.is_stored {
+            verifier.verify_stored_headers(id, timestamp, signature, body)
+        } else {
+            verifier.verify_headers(id, timestamp, signature, body, SystemTime::now())
+        };
+        let Err(error) = verified else { return true };
+        let is_theirs = || verifier.verify_stored_headers(id, timestamp, signature, body).is_ok();
+        if error == VerifyError::Stale && is_theirs() {
+            let signed_at: i64 = timestamp.parse().unwrap_or(0);
+            let seconds = Micros::now().0 / 1_000_000 - signed_at;
+            tracing::warn!(
+                ?handle,
+                id,
+                seconds,
+                "the signature is right, its time is not: a clock is wrong, or it is replayed"
+            );
+        } else {
+            tracing::warn!(?handle, id, %error, "the signature is wrong: it may be forged");
+        }
+        false
+    }
+}
+
+fn not_now(error: &InboxError) -> Verdict {
+    tracing::error!(error = error as &dyn std::error::Error, "the inbox failed");
+    Verdict::RetryLater(None)
+}

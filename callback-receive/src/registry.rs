@@ -1,0 +1,56 @@
+//! All handles of a receiver, by their names.
+
+use crate::{
+    HandleId,
+    named::Named,
+    slot::Slot,
+    sync::{Mutex, lock},
+};
+use std::{collections::HashMap, sync::Arc};
+
+const SHARDS: usize = 16;
+
+/// A map in parts, so that senders do not wait for each other.
+pub(crate) struct Registry([Mutex<HashMap<HandleId, Handle>>; SHARDS]);
+
+#[derive(Clone)]
+pub(crate) enum Handle {
+    /// It dies with its `Callback`.
+    Spawned(Arc<Slot>),
+    /// It has a name, and an inbox.
+    Named(Arc<Named>),
+}
+
+impl Registry {
+    pub(crate) fn new() -> Self {
+        Self(std::array::from_fn(|_| Mutex::default()))
+    }
+
+    pub(crate) fn insert(&self, id: HandleId, handle: Handle) {
+        lock(self.shard(&id)).insert(id, handle);
+    }
+
+    pub(crate) fn find(&self, id: &HandleId) -> Option<Handle> {
+        lock(self.shard(id)).get(id).cloned()
+    }
+
+    pub(crate) fn remove(&self, id: &HandleId) {
+        let removed = lock(self.shard(id)).remove(id);
+        // Not under the lock: what it holds may be large.
+        drop(removed);
+    }
+
+    /// All handles at this moment.
+    pub(crate) fn all(&self) -> Vec<Handle> {
+        self.0.iter().flat_map(|shard| lock(shard).values().cloned().collect::<Vec<_>>()).collect()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.iter().map(|shard| lock(shard).len()).sum()
+    }
+
+    fn shard(&self, id: &HandleId) -> &Mutex<HashMap<HandleId, Handle>> {
+        // Its first byte is random.
+        &self.0[usize::from(id.as_bytes()[0]) % SHARDS]
+    }
+}
