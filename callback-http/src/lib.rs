@@ -1,10 +1,12 @@
-#![cfg_attr(feature = "server", doc = include_str!("../README.md"))]
+#![cfg_attr(all(feature = "server", feature = "receiver"), doc = include_str!("../README.md"))]
 #![cfg_attr(
-    not(feature = "server"),
-    doc = "Delivers results to webhooks; with the feature `server`, gives a JSON-RPC service `$rpc.callback`."
+    not(all(feature = "server", feature = "receiver")),
+    doc = "Delivers results to webhooks; feature `server` gives a JSON-RPC service `$rpc.callback`, feature `receiver` takes callbacks in."
 )]
 
 mod config;
+#[cfg(feature = "receiver")]
+mod receiver;
 mod sink;
 
 mod outcome;
@@ -14,4 +16,6 @@ mod wire;
 pub mod server;
 
 pub use config::{HttpSinkBuilder, HttpSinkError};
+#[cfg(feature = "receiver")]
+pub use receiver::{HttpReceiver, HttpReceiverBuilder, HttpReceiverError};
 pub use sink::HttpSink;

@@ -2,6 +2,17 @@
 
 mod receiver;
 
+#[cfg(feature = "receiver")]
+mod client;
+#[cfg(feature = "receiver")]
+mod fish;
+#[cfg(feature = "receiver")]
+mod hostile;
+#[cfg(feature = "axum")]
+mod nested;
+#[cfg(feature = "receiver")]
+mod round_trip;
+
 mod answers;
 mod policy;
 mod sink;

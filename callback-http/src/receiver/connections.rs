@@ -1,0 +1,79 @@
+//! The connections that have no request: the first to go where there are too many.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+use tokio_util::sync::CancellationToken;
+
+/// Idle connections by the time since when they are.
+#[derive(Debug, Default)]
+pub(super) struct Idle {
+    next: AtomicU64,
+    since: Mutex<BTreeMap<u64, CancellationToken>>,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    /// Its place while it is idle.
+    place: AtomicU64,
+    /// Cancelled when it has to go.
+    pub(super) evicted: CancellationToken,
+}
+
+impl Idle {
+    /// A new connection, which has no request yet.
+    pub(super) fn open(&self) -> Connection {
+        let connection = Connection { place: AtomicU64::new(0), evicted: CancellationToken::new() };
+        self.rest(&connection);
+        connection
+    }
+
+    /// The connection has no request from here on.
+    pub(super) fn rest(&self, connection: &Connection) {
+        let place = self.next.fetch_add(1, Ordering::Relaxed);
+        connection.place.store(place, Ordering::Relaxed);
+        self.lock().insert(place, connection.evicted.clone());
+    }
+
+    /// The connection has a request, or has ended.
+    pub(super) fn leave(&self, connection: &Connection) {
+        self.lock().remove(&connection.place.load(Ordering::Relaxed));
+    }
+
+    /// Lets the one go that has been idle for longest, if there is one.
+    pub(super) fn evict(&self) {
+        let oldest = self.lock().pop_first();
+        if let Some((_, evicted)) = oldest {
+            evicted.cancel();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, CancellationToken>> {
+        self.since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_idle_goes_first_and_what_has_a_request_stays() {
+        let idle = Idle::default();
+        let connections = [idle.open(), idle.open(), idle.open()];
+        idle.leave(&connections[0]);
+        idle.evict();
+        assert_eq!(connections.each_ref().map(|one| one.evicted.is_cancelled()), [false, true, false]);
+        idle.rest(&connections[0]);
+        idle.evict();
+        assert_eq!(connections.each_ref().map(|one| one.evicted.is_cancelled()), [false, true, true]);
+        idle.evict();
+        assert!(connections[0].evicted.is_cancelled());
+        idle.evict();
+    }
+}

@@ -1,0 +1,261 @@
+//! A request as a message: CloudEvents 1.0 in binary mode, Standard Webhooks, or neither.
+
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use bytes::Bytes;
+use callback_core::{Message, MessageId, Payload};
+use callback_receive::Incoming;
+use http::HeaderMap;
+use sha2::{Digest as _, Sha256};
+use std::{borrow::Cow, time::SystemTime};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+/// The type of what says none.
+const PLAIN: &str = "callback.received";
+
+/// Why a request is no message.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Malformed(Cow<'static, str>);
+
+/// The message of a request, with its signature as it came.
+///
+/// The delivery's id is `webhook-id`; without one, a digest of CloudEvents' source and id; without those, a new one. What a
+/// message cannot carry (credentials, and what HTTP itself sets) is left out.
+pub(super) fn incoming(headers: &HeaderMap, body: Bytes) -> Result<Incoming, Malformed> {
+    let content_type = one(headers, "content-type")?.unwrap_or("application/octet-stream");
+    let payload = Payload::new(content_type, body);
+    let mut builder = match attribute(headers, "ce-specversion")? {
+        None => Message::builder(PLAIN).id(match one(headers, "webhook-id")? {
+            Some(id) => delivery_id(id)?,
+            None => MessageId::new(),
+        }),
+        Some(version) if version == "1.0" => {
+            let id = required(headers, "ce-id")?;
+            let source = required(headers, "ce-source")?;
+            let delivery = match one(headers, "webhook-id")? {
+                Some(id) => delivery_id(id)?,
+                // CloudEvents 1.0.2 §3.1: source and id together name an event.
+                None => digest(&format!("{source}\n{id}"))?,
+            };
+            let event = id.parse().or_else(|_| digest(&id))?;
+            let mut builder =
+                Message::builder(required(headers, "ce-type")?).id(delivery).event_id(event).source(source);
+            if let Some(time) = attribute(headers, "ce-time")? {
+                builder = builder.time(parse_time(&time)?);
+            }
+            if let Some(subject) = attribute(headers, "ce-subject")? {
+                builder = builder.subject(subject);
+            }
+            if let Some(correlation) = attribute(headers, "ce-correlationid")? {
+                builder = builder.correlation_id(correlation);
+            }
+            builder
+        }
+        Some(_) => return Err(Malformed("ce-specversion must be 1.0".into())),
+    };
+    for (name, value) in headers {
+        if is_kept(name.as_str())
+            && let Ok(value) = value.to_str()
+            && value.len() <= 8_192
+            && value.bytes().all(|byte| matches!(byte, b' '..=b'~'))
+        {
+            builder = builder.header(name.as_str(), value);
+        }
+    }
+    let message = builder.payload(payload).build().map_err(|error| Malformed(error.to_string().into()))?;
+    let incoming = Incoming::new(message);
+    let (timestamp, signature) = (one(headers, "webhook-timestamp")?, one(headers, "webhook-signature")?);
+    Ok(match (timestamp, signature) {
+        (None, None) => incoming,
+        (timestamp, signature) => incoming.signed(timestamp.unwrap_or_default(), signature.unwrap_or_default()),
+    })
+}
+
+/// What a message has elsewhere, what it cannot carry, and what is of the connection and not of the message.
+const LEFT_OUT: [&str; 24] = [
+    "accept",
+    "accept-charset",
+    "accept-encoding",
+    "accept-language",
+    "authorization",
+    "callback-attempt",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "cookie",
+    "date",
+    "expect",
+    "host",
+    "keep-alive",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "traceparent",
+    "tracestate",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "user-agent",
+];
+
+fn is_kept(name: &str) -> bool {
+    let is_attribute = name.starts_with("ce-") || name.starts_with("ce_") || name.starts_with("webhook-");
+    !is_attribute && name.len() <= 255 && LEFT_OUT.binary_search(&name).is_err()
+}
+
+/// The value of a header that is there once at most.
+fn one<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Option<&'a str>, Malformed> {
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(Malformed(format!("{name} is there twice").into()));
+    }
+    match value.to_str() {
+        Ok(value) => Ok(Some(value)),
+        Err(_) => Err(Malformed(format!("{name} must be visible ASCII").into())),
+    }
+}
+
+/// The value of an attribute, decoded (HTTP Protocol Binding 1.0.2 §3.1.3.2).
+fn attribute(headers: &HeaderMap, name: &'static str) -> Result<Option<String>, Malformed> {
+    let Some(value) = one(headers, name)? else { return Ok(None) };
+    match decode(value) {
+        Some(value) => Ok(Some(value)),
+        None => Err(Malformed(format!("{name} is not percent-encoded UTF-8").into())),
+    }
+}
+
+fn required(headers: &HeaderMap, name: &'static str) -> Result<String, Malformed> {
+    attribute(headers, name)?.ok_or_else(|| Malformed(format!("{name} is missing").into()))
+}
+
+/// Takes quotes and percent-encoding off.
+fn decode(value: &str) -> Option<String> {
+    let quoted = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    let value = quoted.unwrap_or(value);
+    let mut decoded = Vec::with_capacity(value.len());
+    let mut bytes = value.bytes();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'%' => {
+                let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
+                let (high, low) = (digit(bytes.next())?, digit(bytes.next())?);
+                decoded.push(u8::try_from(high << 4 | low).ok()?);
+            }
+            b'\\' if quoted.is_some() => decoded.push(bytes.next()?),
+            byte => decoded.push(byte),
+        }
+    }
+    String::from_utf8(decoded).ok()
+}
+
+fn delivery_id(text: &str) -> Result<MessageId, Malformed> {
+    text.parse().map_err(|error| Malformed(format!("webhook-id cannot be read: {error}").into()))
+}
+
+/// An id that is made of a text.
+fn digest(text: &str) -> Result<MessageId, Malformed> {
+    let id = format!("ce_{}", BASE64_URL_SAFE_NO_PAD.encode(&Sha256::digest(text)[..24]));
+    id.parse().map_err(|_| Malformed("ce-id cannot be read".into()))
+}
+
+fn parse_time(text: &str) -> Result<SystemTime, Malformed> {
+    let time = OffsetDateTime::parse(text, &Rfc3339);
+    time.map(SystemTime::from).map_err(|_| Malformed("ce-time is no time of RFC 3339".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{HeaderName, HeaderValue};
+    use proptest::prelude::*;
+
+    fn headers(lines: &[(&str, &str)]) -> HeaderMap {
+        let line = |(name, value): &(&str, &str)| {
+            (name.parse::<HeaderName>().expect("a name"), HeaderValue::from_str(value).expect("a value"))
+        };
+        lines.iter().map(line).collect()
+    }
+
+    fn debug(lines: &[(&str, &str)]) -> Result<String, Malformed> {
+        incoming(&headers(lines), "body".into()).map(|incoming| format!("{incoming:?}"))
+    }
+
+    const EVENT: [(&str, &str); 4] =
+        [("ce-specversion", "1.0"), ("ce-id", "e1"), ("ce-source", "/orders"), ("ce-type", "order.completed")];
+
+    #[test]
+    fn what_we_send_is_read_as_it_was() {
+        let golden = include_str!("../../../tests/golden/request-headers.txt");
+        let lines: Vec<_> = golden.lines().filter_map(|line| line.split_once(": ")).collect();
+        let text = debug(&lines).expect("a message");
+        for part in ["msg_p5jXN8AQM9LWM0D4loKWxJek", "callback.rpc.completed", "Bestellung für 😀", "is_signed: true"]
+        {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+
+    #[test]
+    fn a_message_without_an_id_is_known_by_source_and_id_of_its_event() {
+        let one = debug(&EVENT).expect("a message");
+        assert_eq!(one.split("time").next(), debug(&EVENT).expect("a message").split("time").next());
+        let other = [EVENT[0], ("ce-id", "e2"), EVENT[2], EVENT[3]];
+        assert_ne!(one, debug(&other).expect("a message"));
+        assert_ne!(debug(&[]).expect("plain"), debug(&[]).expect("plain"), "what has no id is new each time");
+    }
+
+    #[track_caller]
+    fn refused(lines: &[(&str, &str)], word: &str) {
+        let error = debug(lines).expect_err("no message").to_string();
+        assert!(error.contains(word), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named() {
+        refused(&EVENT[..2], "ce-source");
+        refused(&[("ce-specversion", "0.3")], "ce-specversion");
+        refused(&[&EVENT[..], &[("ce-time", "yesterday")]].concat(), "ce-time");
+        refused(&[&EVENT[..], &[("ce-subject", "%C0%A0")]].concat(), "ce-subject");
+        refused(&[&EVENT[..], &[("ce-subject", "%4")]].concat(), "ce-subject");
+        refused(&[("webhook-id", "a.b")], "webhook-id");
+        refused(&[("ce-specversion", "1.0"), ("ce-id", "1"), ("ce-source", "/"), ("ce-type", "a%20b")], "type");
+        let mut twice = headers(&[("webhook-id", "a")]);
+        twice.append("webhook-id", HeaderValue::from_static("b"));
+        assert!(incoming(&twice, Bytes::new()).is_err());
+    }
+
+    #[test]
+    fn attributes_are_decoded() {
+        assert_eq!(decode("Euro%20%E2%82%AC%20%F0%9F%98%80").as_deref(), Some("Euro € 😀"));
+        assert_eq!(decode(r#""a \"b\" c""#).as_deref(), Some(r#"a "b" c"#));
+        assert_eq!(decode("%C0%A0"), None);
+        assert_eq!(decode("100%"), None);
+    }
+
+    #[test]
+    fn every_header_that_no_message_may_have_is_left_out() {
+        assert!(LEFT_OUT.is_sorted());
+        for name in LEFT_OUT {
+            assert!(debug(&[(name, "1")]).is_ok(), "{name}");
+        }
+        assert!(is_kept("x-github-event") && is_kept("stripe-signature") && !is_kept("ce-type"));
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_headers_never_panic(
+            names in proptest::collection::vec("(ce-[a-z]{1,12}|webhook-(id|timestamp|signature)|[a-z-]{1,20})", 0..8),
+            value in proptest::collection::vec(32_u8..=255, 0..40),
+        ) {
+            let mut map = HeaderMap::new();
+            for name in names {
+                if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), HeaderValue::from_bytes(&value)) {
+                    map.append(name, value);
+                }
+            }
+            map.append("ce-specversion", HeaderValue::from_static("1.0"));
+            let _ = incoming(&map, Bytes::new());
+        }
+    }
+}

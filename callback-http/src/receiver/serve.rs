@@ -1,0 +1,101 @@
+//! A listener of its own: HTTP/1.1 with the limits that a public one needs.
+
+use super::{
+    Inner, Limits,
+    connections::{Connection, Idle},
+};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{sleep, timeout},
+};
+
+/// How large the head of a request may be, in bytes.
+const HEAD: usize = 32 << 10;
+
+/// How long an answer may take to be written when the receiver closes.
+const LAST_ANSWER: Duration = Duration::from_secs(30);
+
+/// How long nothing is accepted after the system had no room for a connection.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Accepts connections until the receiver closes.
+pub(super) async fn serve(inner: Arc<Inner>, listener: TcpListener) {
+    let idle = Arc::new(Idle::default());
+    let room = Arc::new(Semaphore::new(inner.limits.connections));
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = inner.closing.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "no connection was accepted");
+                sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let permit = tokio::select! {
+            biased;
+            () = inner.closing.cancelled() => return,
+            permit = enter(&room, &idle) => permit,
+        };
+        let (connection, idle) = (Arc::new(idle.open()), Arc::clone(&idle));
+        inner.connections.spawn(converse(Arc::clone(&inner), stream, connection, idle, permit));
+    }
+}
+
+/// A place for a connection; where there is none, the one that has been idle for longest makes room.
+async fn enter(room: &Arc<Semaphore>, idle: &Idle) -> Option<OwnedSemaphorePermit> {
+    if let Ok(permit) = Arc::clone(room).try_acquire_owned() {
+        return Some(permit);
+    }
+    idle.evict();
+    // It is never closed.
+    Arc::clone(room).acquire_owned().await.ok()
+}
+
+async fn converse(
+    inner: Arc<Inner>,
+    stream: TcpStream,
+    connection: Arc<Connection>,
+    idle: Arc<Idle>,
+    permit: Option<OwnedSemaphorePermit>,
+) {
+    // Without it the kernel waits for more before it sends a small answer.
+    let _ = stream.set_nodelay(true);
+    let service = {
+        let (inner, connection, idle) = (Arc::clone(&inner), Arc::clone(&connection), Arc::clone(&idle));
+        service_fn(move |request: http::Request<Incoming>| {
+            let (inner, connection, idle) = (Arc::clone(&inner), Arc::clone(&connection), Arc::clone(&idle));
+            async move {
+                idle.leave(&connection);
+                let name = inner.base.name(request.uri().path()).to_owned();
+                let answer = inner.requests.serve(&name, request).await;
+                idle.rest(&connection);
+                Ok::<_, Infallible>(answer)
+            }
+        })
+    };
+    let Limits { head, .. } = inner.limits;
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(head).max_buf_size(HEAD);
+    let mut conversation = pin!(http.serve_connection(TokioIo::new(stream), service));
+    tokio::select! {
+        biased;
+        () = connection.evicted.cancelled() => {}
+        () = inner.closing.cancelled() => {
+            conversation.as_mut().graceful_shutdown();
+            let _ = timeout(LAST_ANSWER, conversation).await;
+        }
+        // A sender that goes away is no matter.
+        _ = conversation.as_mut() => {}
+    }
+    idle.leave(&connection);
+    drop(permit);
+}
