@@ -3,6 +3,7 @@
 mod abort;
 mod crash;
 mod dead_letters;
+mod delivery_broker;
 mod faults;
 mod file_sink;
 mod order_service;
