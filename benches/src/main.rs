@@ -9,6 +9,7 @@ mod isolation;
 mod kafka;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod receive;
 mod receiver;
 mod report;
 mod scale;
@@ -31,6 +32,7 @@ const SUITES: &[Suite] = &[
     Suite { name: "dispatch", run: dispatch::run },
     Suite { name: "isolation", run: isolation::run },
     Suite { name: "scale", run: scale::run },
+    Suite { name: "receive", run: receive::run },
     #[cfg(feature = "amqp")]
     Suite { name: "amqp", run: amqp::run },
     #[cfg(feature = "kafka")]
