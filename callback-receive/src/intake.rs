@@ -3,6 +3,7 @@
 use crate::{
     HandleId, InboxError, Incoming, Verdict,
     inbox::{Micros, Write, Written},
+    memory::Key,
     named::{Judge, Named},
     receiver::Shared,
     registry::Handle,
@@ -119,7 +120,7 @@ impl Shared {
             return Verdict::Unverified;
         }
         let id = incoming.message.id();
-        if lock(&self.memory).knows(handle, id, Instant::now()) {
+        if lock(&self.memory).knows(&Key::of(handle, id), Instant::now()) {
             return Verdict::Duplicate;
         }
         match &self.inbox {

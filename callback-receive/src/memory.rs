@@ -23,16 +23,16 @@ pub(crate) struct Memory {
 }
 
 /// A digest of handle and id: what is kept does not grow with what a sender calls his message.
-type Key = [u8; 16];
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Key([u8; 16]);
 
 impl Memory {
     pub(crate) fn new(keep: Duration, most: usize) -> Self {
         Self { known: HashSet::new(), order: VecDeque::new(), keep, most, evicted: 0 }
     }
 
-    pub(crate) fn remember(&mut self, handle: &HandleId, id: &MessageId, now: Instant) {
+    pub(crate) fn remember(&mut self, key: Key, now: Instant) {
         self.forget(now);
-        let key = key(handle, id);
         if self.known.insert(key) {
             self.order.push_back((now, key));
         }
@@ -43,9 +43,9 @@ impl Memory {
         }
     }
 
-    pub(crate) fn knows(&mut self, handle: &HandleId, id: &MessageId, now: Instant) -> bool {
+    pub(crate) fn knows(&mut self, key: &Key, now: Instant) -> bool {
         self.forget(now);
-        self.known.contains(&key(handle, id))
+        self.known.contains(key)
     }
 
     /// How many ids were forgotten before their time.
@@ -66,11 +66,13 @@ impl Memory {
     }
 }
 
-fn key(handle: &HandleId, id: &MessageId) -> Key {
-    let digest = Sha256::new().chain_update(handle.as_bytes()).chain_update(id.as_str()).finalize();
-    let mut key = Key::default();
-    key.copy_from_slice(&digest[..16]);
-    key
+impl Key {
+    pub(crate) fn of(handle: &HandleId, id: &MessageId) -> Self {
+        let digest = Sha256::new().chain_update(handle.as_bytes()).chain_update(id.as_str()).finalize();
+        let mut key = [0; 16];
+        key.copy_from_slice(&digest[..16]);
+        Self(key)
+    }
 }
 
 #[cfg(test)]
@@ -88,11 +90,11 @@ mod tests {
         let minter = Minter::new(&[1; 32]);
         let (one, other, begun) = (minter.mint(), minter.mint(), Instant::now());
         let mut memory = Memory::new(Duration::from_secs(10), 8);
-        memory.remember(&one, &id("a"), begun);
-        assert!(memory.knows(&one, &id("a"), begun + Duration::from_secs(9)));
-        assert!(!memory.knows(&one, &id("b"), begun));
-        assert!(!memory.knows(&other, &id("a"), begun));
-        assert!(!memory.knows(&one, &id("a"), begun + Duration::from_secs(10)));
+        memory.remember(Key::of(&one, &id("a")), begun);
+        assert!(memory.knows(&Key::of(&one, &id("a")), begun + Duration::from_secs(9)));
+        assert!(!memory.knows(&Key::of(&one, &id("b")), begun));
+        assert!(!memory.knows(&Key::of(&other, &id("a")), begun));
+        assert!(!memory.knows(&Key::of(&one, &id("a")), begun + Duration::from_secs(10)));
         assert_eq!(memory.evicted(), 0);
     }
 
@@ -102,12 +104,12 @@ mod tests {
             let (handle, now) = (Minter::new(&[1; 32]).mint(), Instant::now());
             let mut memory = Memory::new(Duration::from_secs(10), most);
             for number in 0..count {
-                memory.remember(&handle, &id(&number.to_string()), now);
+                memory.remember(Key::of(&handle, &id(&number.to_string())), now);
             }
             let forgotten = count.saturating_sub(most as u64);
             prop_assert_eq!(memory.evicted(), forgotten);
             for number in 0..count {
-                prop_assert_eq!(memory.knows(&handle, &id(&number.to_string()), now), number >= forgotten);
+                prop_assert_eq!(memory.knows(&Key::of(&handle, &id(&number.to_string())), now), number >= forgotten);
             }
             prop_assert!(memory.order.len() <= most && memory.known.len() == memory.order.len());
         }

@@ -5,7 +5,7 @@
 
 use crate::{
     HandleId, Verdict,
-    memory::Memory,
+    memory::{Key, Memory},
     sync::{Mutex, lock},
 };
 use callback_core::{Message, Verifier};
@@ -39,6 +39,7 @@ struct State {
 
 struct Entry {
     number: u64,
+    key: Key,
     message: Message,
     waiters: Vec<oneshot::Sender<Verdict>>,
 }
@@ -82,8 +83,9 @@ impl Slot {
 
     /// Takes a message in, unless it is known, joins one that is here, finds `room` used up, or has come too late.
     pub(crate) fn offer(&self, message: Message, memory: &Mutex<Memory>, room: usize, now: Instant) -> Offered {
+        let key = Key::of(&self.handle, message.id());
         let mut state = lock(&self.state);
-        if lock(memory).knows(&self.handle, message.id(), now) {
+        if lock(memory).knows(&key, now) {
             return Offered::Verdict(Verdict::Duplicate);
         }
         if state.ended {
@@ -91,7 +93,7 @@ impl Slot {
         }
         let State { queue, open, .. } = &mut *state;
         let (sender, receiver) = oneshot::channel();
-        if let Some(entry) = queue.iter_mut().chain(open.iter_mut()).find(|entry| entry.message.id() == message.id()) {
+        if let Some(entry) = queue.iter_mut().chain(open.iter_mut()).find(|entry| entry.key == key) {
             entry.waiters.retain(|waiter| !waiter.is_closed());
             if entry.waiters.len() >= JOINED {
                 return Offered::Verdict(Verdict::RetryLater(None));
@@ -104,7 +106,7 @@ impl Slot {
         }
         let number = state.next;
         state.next += 1;
-        state.queue.push_back(Entry { number, message, waiters: vec![sender] });
+        state.queue.push_back(Entry { number, key, message, waiters: vec![sender] });
         let waker = state.waker.take();
         drop(state);
         if let Some(waker) = waker {
@@ -136,7 +138,7 @@ impl Slot {
         let Some(place) = state.open.iter().position(|entry| entry.number == number) else { return };
         let entry = state.open.swap_remove(place);
         if let Verdict::Accepted = verdict {
-            lock(memory).remember(&self.handle, entry.message.id(), now);
+            lock(memory).remember(entry.key, now);
         }
         drop(state);
         answer(entry, verdict);

@@ -254,3 +254,15 @@ async fn close_answers_what_is_under_way() {
     assert!(TcpStream::connect(address).await.is_err(), "nobody listens");
     drop(idle);
 }
+
+#[tokio::test]
+async fn a_receiver_that_is_dropped_listens_no_more() {
+    let (receiver, address) = open(Receiver::builder()).await;
+    drop(receiver);
+    let gone = async {
+        while TcpStream::connect(address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, gone).await.expect("nobody listens");
+}
