@@ -81,7 +81,7 @@ async fn what_cannot_be_read_is_400_and_says_why() {
 
 #[tokio::test]
 async fn a_slow_head_is_cut_off() {
-    let receiver = impatient(|http| http.head_timeout(Duration::from_millis(50))).await;
+    let receiver = impatient(|http| http.head_timeout(Duration::from_millis(500))).await;
     let mut handle = receiver.spawn();
     for bytes in [&b""[..], b"POST /in/x HT", b"POST /in/x HTTP/1.1\r\nhost: x\r\nx: "] {
         let told = timeout(PATIENCE, raw(place(&handle.url()).0, bytes)).await.expect("it ends");
@@ -92,7 +92,7 @@ async fn a_slow_head_is_cut_off() {
 
 #[tokio::test]
 async fn a_slow_body_is_408() {
-    let receiver = impatient(|http| http.body_timeout(Duration::from_millis(50))).await;
+    let receiver = impatient(|http| http.body_timeout(Duration::from_millis(500))).await;
     let mut handle = receiver.spawn();
     let bytes = request("POST", &handle.url(), &[], "0123456789");
     let told = raw(place(&handle.url()).0, &bytes[..bytes.len() - 1]).await;
