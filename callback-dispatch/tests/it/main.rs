@@ -30,5 +30,6 @@ mod secrets;
 mod signature;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+mod subscriptions;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod transaction;
