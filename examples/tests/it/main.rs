@@ -5,6 +5,8 @@ mod crash;
 mod dead_letters;
 mod faults;
 mod file_sink;
+#[cfg(feature = "jsonschema")]
+mod json_schema;
 mod order_service;
 #[cfg(feature = "redis")]
 mod redis_sink;
