@@ -22,6 +22,7 @@ mod order;
 mod paused_time;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod profiles;
 mod recovery;
 mod retry;
 #[cfg(all(feature = "sqlite", feature = "seal"))]
