@@ -2,7 +2,9 @@
 
 mod row;
 
-pub(crate) use row::{Detail, FanOut, KeptSecret, LOCKS, LOW, ORDER, SubscriptionRow, VARIANT, message_for};
+pub(crate) use row::{Detail, FanOut, KeptSecret, SubscriptionRow, message_for};
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) use row::{LOCKS, LOW, ORDER, VARIANT};
 
 use crate::{AcceptError, ChangeError, Cursor, OutboxError, Page, clock::Micros, engine::Engine};
 use callback_core::{Dsn, InvalidId, Secret, TaskId};

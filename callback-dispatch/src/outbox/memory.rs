@@ -4,13 +4,13 @@ mod subscribed;
 
 use super::{Claim, Done, Erase, Erased, NotQueued, Outbox, OutboxError, PullIn, Settle, Store, Write, Written};
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
-use crate::{AcceptError, transaction::Connection};
+use crate::{AcceptError, subscription::FanOut, transaction::Connection};
 use crate::{
     clock::Micros,
     dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
     lane::{LaneKey, OpenBreaker},
     row::{FailedRow, Idempotency, OrderKey, Row, Stage, Stored},
-    subscription::{FanOut, SubscriptionEnd, SubscriptionId, SubscriptionQuery, SubscriptionRow},
+    subscription::{SubscriptionEnd, SubscriptionId, SubscriptionQuery, SubscriptionRow},
 };
 use async_trait::async_trait;
 use callback_core::{Dsn, ErrorKind, TaskId};
