@@ -36,6 +36,7 @@ struct Inner {
     source: String,
     subject: Option<String>,
     correlation_id: Option<String>,
+    sequence: Option<u32>,
     time: SystemTime,
     headers: Vec<(String, String)>,
     payload: Payload,
@@ -51,6 +52,7 @@ impl Message {
             source: "/".to_owned(),
             subject: None,
             correlation_id: None,
+            sequence: None,
             time: SystemTime::now(),
             headers: Vec::new(),
             payload: Payload::new("application/octet-stream", Bytes::new()),
@@ -99,6 +101,12 @@ impl Message {
     #[must_use]
     pub fn correlation_id(&self) -> Option<&str> {
         self.0.correlation_id.as_deref()
+    }
+
+    /// Its number among the messages that are sent in order with it, from 1: CloudEvents extension `sequence`.
+    #[must_use]
+    pub fn sequence(&self) -> Option<u32> {
+        self.0.sequence
     }
 
     /// When it happened, in whole microseconds.
@@ -163,6 +171,8 @@ impl Message {
             ("ce-time", Some(Cow::Owned(time))),
             ("ce-subject", self.subject().map(Cow::Borrowed)),
             ("ce-correlationid", self.correlation_id().map(Cow::Borrowed)),
+            ("ce-sequence", self.sequence().map(|number| Cow::Owned(number.to_string()))),
+            ("ce-sequencetype", self.sequence().map(|_| Cow::Borrowed("Integer"))),
         ]
         .into_iter()
         .filter_map(|(name, value)| Some((name, value?)))
@@ -251,6 +261,14 @@ impl MessageBuilder {
         self
     }
 
+    /// Sets its number among the messages that are sent in order with it: 1 to 2,147,483,647.
+    ///
+    /// Sent with `sequencetype: Integer` (CloudEvents extension *Sequence*, 1.0.2): after the last number comes 1 again.
+    pub fn sequence(mut self, number: u32) -> Self {
+        self.0.sequence = Some(number);
+        self
+    }
+
     /// Adds a header; the name is put into lower case. What the protocol or HTTP itself sets is refused by `build`.
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         let mut name = name.into();
@@ -289,6 +307,9 @@ impl MessageBuilder {
             && !((1..=128).contains(&id.len()) && id.bytes().all(|byte| matches!(byte, b' '..=b'~')))
         {
             return Err(MessageError("the correlation id must have 1 to 128 printable ASCII characters".into()));
+        }
+        if inner.sequence.is_some_and(|number| !(1..=0x7fff_ffff).contains(&number)) {
+            return Err(MessageError("the sequence must be a number from 1 to 2,147,483,647".into()));
         }
         for (name, value) in &inner.headers {
             check_header(name, value)?;
@@ -402,6 +423,8 @@ mod tests {
         refused(plain().source("ä"), "source");
         refused(plain().subject("a\nb"), "subject");
         refused(plain().correlation_id("x".repeat(129)), "correlation");
+        refused(plain().sequence(0), "sequence");
+        refused(plain().sequence(1 << 31), "sequence");
         refused(plain().header("x\r\ny", "1"), "token");
         refused(plain().header("x", "1\r\ny: 2"), "header x");
         refused(plain().time(SystemTime::UNIX_EPOCH - Duration::from_secs(1)), "time");
@@ -430,6 +453,7 @@ mod tests {
             .time(SystemTime::UNIX_EPOCH)
             .subject("s")
             .correlation_id("ray 1")
+            .sequence(7)
             .build()
             .expect("valid");
         let attributes: Vec<String> = message.attributes().map(|(name, value)| format!("{name}={value}")).collect();
@@ -441,6 +465,8 @@ mod tests {
             "time=1970-01-01T00:00:00Z",
             "subject=s",
             "correlationid=ray 1",
+            "sequence=7",
+            "sequencetype=Integer",
         ];
         assert_eq!(attributes, expected);
     }

@@ -7,8 +7,10 @@ use crate::{
     outbox::{Store, Write, Written, write},
     row::{FailedRow, Stage, Stored},
 };
-use callback_core::{Destination, Dsn, ErrorKind, Message, MessageId, Phase, TaskId};
+use callback_core::{Destination, Dsn, ErrorKind, InvalidId, Message, MessageId, Phase, TaskId};
 use std::{
+    fmt,
+    str::FromStr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -132,9 +134,9 @@ impl DeadLetters {
         let row = self.store.find(id).await?.filter(|row| row.stage == Stage::Dead);
         let Some(former) = row.and_then(|row| row.result) else { return Ok(None) };
         let new = MessageId::new();
-        let Stored { message, failed, traceparent } = &*former;
-        let result =
-            Stored { message: message.with_id(new.clone()), failed: *failed, traceparent: traceparent.clone() };
+        let Stored { message, failed, traceparent, service } = &*former;
+        let (traceparent, service) = (traceparent.clone(), service.clone());
+        let result = Stored { message: message.with_id(new.clone()), failed: *failed, traceparent, service };
         let replay = Write::ReplayAsNew { id, now: self.now(), result: Arc::new(result) };
         let written = write(&*self.store, replay).await?;
         self.look_again();
@@ -287,6 +289,24 @@ pub struct Cursor {
     pub(crate) id: TaskId,
 }
 
+/// As text that fits into a URL; parsed back by [`FromStr`].
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}_{}", self.since.0, self.id)
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        let (since, id) = text.split_once('_').unwrap_or_default();
+        // What is no number is no id either.
+        let id: TaskId = if since.parse::<i64>().is_ok() { id.parse()? } else { "".parse()? };
+        Ok(Self { since: Micros(since.parse().unwrap_or_default()), id })
+    }
+}
+
 impl Cursor {
     pub(crate) fn after(letter: &DeadLetter) -> Self {
         Self { since: letter.since.into(), id: letter.id }
@@ -296,6 +316,15 @@ impl Cursor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cursor_is_read_back_from_its_text() {
+        let cursor = Cursor { since: Micros(-7), id: TaskId::new() };
+        assert_eq!(cursor.to_string().parse(), Ok(cursor));
+        for text in ["", "7", "7_", "x_0193b2a4-0000-7000-8000-000000000000", "_"] {
+            assert!(text.parse::<Cursor>().is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn every_failure_has_a_phase() {

@@ -3,8 +3,8 @@
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 use crate::Transaction;
 use crate::{
-    AcceptError, Clock, DeadLetters, EndError, Event, Health, Interrupted, Lane, Notice, Outbox, OutboxError, Outcome,
-    Refusal, StartError, SystemClock, Task, WorkerBuilder,
+    AcceptError, Bare, Clock, DeadLetters, EndError, Event, Health, Interrupted, Lane, Notice, Outbox, OutboxError,
+    Outcome, Profile, Refusal, StartError, Subscriptions, SystemClock, Task, Validator, WorkerBuilder,
     clock::Micros,
     engine::{Engine, Expiring, Outage},
     failpoint,
@@ -31,6 +31,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use url::Url;
 
 /// How long what is left after the grace, and each sink, may take to end.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
@@ -91,6 +92,9 @@ impl Dispatcher {
             notices: Notices::default(),
             retention: Duration::from_secs(7 * 24 * 60 * 60),
             source: "/".to_owned(),
+            public_url: None,
+            profiles: Vec::new(),
+            validators: Vec::new(),
             body_limit: 1 << 20,
             memory: 64 << 20,
             accepting: 64 << 20,
@@ -114,7 +118,11 @@ impl Dispatcher {
         self.engine().check(dsn)
     }
 
-    /// Stores an event and sends it; the id is its delivery's. Once this resolved, it cannot be lost.
+    /// Stores an event and sends it. Once this resolved, it cannot be lost.
+    ///
+    /// One for subscriptions goes to all that want it by then, each with a delivery of its own, stored with it in one
+    /// transaction; the id is the event's. That of one for one destination is its delivery's. What nobody wants is not
+    /// stored.
     ///
     /// # Errors
     /// When it was not accepted.
@@ -233,6 +241,12 @@ impl Dispatcher {
         }
     }
 
+    /// Who wants which events.
+    #[must_use]
+    pub fn subscriptions(&self) -> Subscriptions {
+        Subscriptions::of(Arc::clone(self.engine()))
+    }
+
     /// What could not be delivered.
     #[must_use]
     pub fn dead_letters(&self) -> DeadLetters {
@@ -324,6 +338,9 @@ pub struct DispatcherBuilder {
     notices: Notices,
     retention: Duration,
     source: String,
+    public_url: Option<Url>,
+    profiles: Vec<Arc<dyn Profile>>,
+    validators: Vec<Arc<dyn Validator>>,
     body_limit: usize,
     memory: usize,
     accepting: usize,
@@ -395,6 +412,26 @@ impl DispatcherBuilder {
         self
     }
 
+    /// Adds a profile, under its name. [`Bare`](crate::Bare) is there without that.
+    pub fn profile(mut self, profile: impl Profile) -> Self {
+        self.profiles.push(Arc::new(profile));
+        self
+    }
+
+    /// Sets under which URL tasks and subscriptions are served: links in messages are absolute then. Default: relative.
+    ///
+    /// `/tasks/{id}` and `/subscriptions/{id}` follow its path; its query and fragment are left out.
+    pub fn public_url(mut self, url: Url) -> Self {
+        self.public_url = Some(url);
+        self
+    }
+
+    /// Judges subscriptions before they are stored; several are all asked, in this order.
+    pub fn subscription_validator(mut self, validator: impl Validator) -> Self {
+        self.validators.push(Arc::new(validator));
+        self
+    }
+
     /// Limits requests, results and events, in bytes. Default 1 MiB.
     pub const fn body_limit(mut self, bytes: usize) -> Self {
         self.body_limit = bytes;
@@ -457,6 +494,19 @@ impl DispatcherBuilder {
                 }
             }
         }
+        let mut profiles: HashMap<String, Arc<dyn Profile>> = HashMap::new();
+        for profile in self.profiles {
+            let name = profile.name().to_owned();
+            if profiles.insert(name.clone(), profile).is_some() {
+                return Err(StartError::ProfileTaken(name));
+            }
+        }
+        profiles.entry(Bare::NAME.to_owned()).or_insert_with(|| Arc::new(Bare));
+        let public_url = self.public_url.map(|mut url| {
+            url.set_query(None);
+            url.set_fragment(None);
+            url.as_str().trim_end_matches('/').to_owned()
+        });
         // What fails from here on keeps the outbox: all that may fail comes before.
         let breakers = self.store.breakers().await.map_err(StartError::Outbox)?;
         failpoint::reach("before-recovery");
@@ -481,6 +531,9 @@ impl DispatcherBuilder {
             deadline: self.deadline,
             clock: self.clock,
             source: self.source,
+            public_url,
+            profiles,
+            validators: self.validators,
             body_limit: self.body_limit,
             lanes: Lanes::new(bounds, &wake),
             notices: self.notices,

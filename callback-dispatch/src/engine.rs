@@ -1,6 +1,7 @@
 //! What all handles share, and the hand-over of what is stored.
 
 mod accept;
+mod attempt;
 mod claim;
 mod deliver;
 mod expire;
@@ -9,6 +10,7 @@ mod faulty;
 mod gone;
 mod outage;
 mod run;
+mod subscribe;
 mod sweep;
 mod unknown;
 mod waiter;
@@ -17,7 +19,7 @@ pub(crate) use expire::Expiring;
 pub(crate) use outage::Outage;
 
 use crate::{
-    Clock, Handler, Interrupted, WorkerError,
+    Clock, Handler, Interrupted, Profile, Validator, WorkerError,
     clock::Micros,
     lane::{Lanes, OpenLane, Pool, Slot},
     notice::Notices,
@@ -62,6 +64,11 @@ pub(crate) struct Engine {
     pub(crate) deadline: Duration,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) source: String,
+    /// Without a slash at its end.
+    pub(crate) public_url: Option<String>,
+    pub(crate) profiles: HashMap<String, Arc<dyn Profile>>,
+    /// Those that judge subscriptions.
+    pub(crate) validators: Vec<Arc<dyn Validator>>,
     pub(crate) body_limit: usize,
     pub(crate) lanes: Lanes,
     pub(crate) notices: Notices,

@@ -1,6 +1,6 @@
 //! Why the dispatcher did not do what it was asked.
 
-use crate::OutboxError;
+use crate::{OutboxError, Violations};
 use callback_core::{DsnError, MessageError};
 use std::time::Duration;
 
@@ -23,9 +23,15 @@ pub enum AcceptError {
     /// The Dsn cannot be used.
     #[error(transparent)]
     Dsn(#[from] DsnError),
+    /// Something in it is wrong; every violation is named.
+    #[error("{0}")]
+    Invalid(Violations),
     /// An attribute or header that no message can carry.
     #[error(transparent)]
     Message(#[from] MessageError),
+    /// No profile of this name is registered.
+    #[error("no profile named {0} is registered")]
+    Profile(String),
     /// The transaction is not one of the outbox's database.
     #[error("the transaction is of {transaction}, the outbox is in {outbox}")]
     OtherDatabase {
@@ -61,6 +67,9 @@ pub enum StartError {
     /// The outbox failed.
     #[error("the outbox failed")]
     Outbox(#[source] OutboxError),
+    /// Two profiles have one name.
+    #[error("two profiles are named {0}")]
+    ProfileTaken(String),
     /// Two sinks serve one scheme.
     #[error("two sinks serve the scheme {0}")]
     SchemeTaken(String),
@@ -79,6 +88,24 @@ pub enum WorkerError {
     /// A worker of this name is registered already.
     #[error("a worker named {0} is registered already")]
     NameTaken(String),
+}
+
+/// Why a subscription was not changed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChangeError {
+    /// It has ended.
+    #[error("the subscription has ended")]
+    Ended,
+    /// Something in the change is wrong; every violation is named.
+    #[error("{0}")]
+    Invalid(Violations),
+    /// The outbox failed.
+    #[error("the outbox failed")]
+    Outbox(#[from] OutboxError),
+    /// There is no such subscription.
+    #[error("there is no such subscription")]
+    Unknown,
 }
 
 /// Why a task was not cancelled, or not completed.

@@ -3,20 +3,26 @@
 use callback_core::{Dsn, MessageId, Payload};
 use std::time::Duration;
 
-/// Something that happened, to be sent to one destination.
+/// Something that happened, to be sent to the subscriptions that want it, or to one destination.
+///
+/// However many get it, it is stored once. Each delivery has an id of its own; the event's id, `ce-id`, is that of
+/// [`publish`](crate::Dispatcher::publish).
 ///
 /// ```
 /// use callback_dispatch::Event;
 /// use serde_json::json;
 ///
-/// let event = Event::to("https://audit.example/in".parse()?, "order.completed", json!({ "id": 7 }));
+/// let event = Event::new("order.completed", json!({ "id": 7 })).service("orders");
 /// assert_eq!(event.event_type(), "order.completed");
+/// let direct = Event::to("https://audit.example/in".parse()?, "order.completed", json!({ "id": 7 }));
 /// # Ok::<_, callback_core::DsnError>(())
 /// ```
 #[derive(Clone, Debug)]
 #[must_use = "an event is sent when it is published"]
 pub struct Event {
-    pub(crate) dsn: Dsn,
+    /// Where it goes, whoever else wants it; with none, to all subscriptions that want it.
+    pub(crate) dsn: Option<Dsn>,
+    pub(crate) service: Option<String>,
     pub(crate) event_type: String,
     pub(crate) payload: Payload,
     pub(crate) id: Option<MessageId>,
@@ -27,12 +33,22 @@ pub struct Event {
 }
 
 impl Event {
-    /// An event of this type for one destination.
+    /// An event of this type for all subscriptions that want it.
+    pub fn new(event_type: impl Into<String>, payload: impl Into<Payload>) -> Self {
+        Self::of(None, event_type.into(), payload.into())
+    }
+
+    /// An event of this type for one destination, and for no subscription.
     pub fn to(dsn: Dsn, event_type: impl Into<String>, payload: impl Into<Payload>) -> Self {
+        Self::of(Some(dsn), event_type.into(), payload.into())
+    }
+
+    const fn of(dsn: Option<Dsn>, event_type: String, payload: Payload) -> Self {
         Self {
             dsn,
-            event_type: event_type.into(),
-            payload: payload.into(),
+            service: None,
+            event_type,
+            payload,
             id: None,
             subject: None,
             owner: None,
@@ -47,19 +63,31 @@ impl Event {
         self
     }
 
-    /// Sets what it is about (`ce-subject`). Default: the delivery's id.
+    /// Sets the service that it is of: 1 to 255 bytes without control characters.
+    ///
+    /// Subscriptions that name a service get its events alone.
+    pub fn service(mut self, service: impl Into<String>) -> Self {
+        self.service = Some(service.into());
+        self
+    }
+
+    /// Sets what it is about (`ce-subject`), for one destination. Default: the delivery's id.
+    ///
+    /// Who gets it by a subscription finds the subscription's id there.
     pub fn subject(mut self, subject: impl Into<String>) -> Self {
         self.subject = Some(subject.into());
         self
     }
 
     /// Sets on whose behalf it is sent; chooses the key and the lane.
+    ///
+    /// Of the subscriptions, only this owner's get it then; without one, everybody's do.
     pub fn owner(mut self, owner: impl Into<String>) -> Self {
         self.owner = Some(owner.into());
         self
     }
 
-    /// Keeps messages of this key to the same Dsn in order: one at a time, as they were stored.
+    /// Keeps messages of this key to the same Dsn, or to the same subscription, in order: one at a time, as they were stored.
     ///
     /// One that fails holds back its key alone, until it is delivered or dead; [`Lane::stop_when_dead`] says what is then.
     ///

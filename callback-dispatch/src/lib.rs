@@ -9,9 +9,12 @@ mod worker;
 
 mod event;
 mod outcome;
+mod profile;
+mod subscription;
 mod task;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod transaction;
+mod validator;
 mod work;
 
 mod dead_letter;
@@ -33,7 +36,7 @@ mod state;
 pub use clock::{Clock, SystemClock, TokioClock};
 pub use dead_letter::{Cursor, DeadLetter, DeadLetterQuery, DeadLetters, FailedAttempt, Page};
 pub use dispatcher::{Dispatcher, DispatcherBuilder};
-pub use error::{AcceptError, EndError, StartError, WorkerError};
+pub use error::{AcceptError, ChangeError, EndError, StartError, WorkerError};
 pub use event::Event;
 pub use health::{Health, Refusal};
 pub use lane::Lane;
@@ -44,10 +47,16 @@ pub use outbox::{MemoryOutbox, Outbox, OutboxError};
 #[cfg(feature = "postgres")]
 pub use outbox::{PostgresOutbox, PostgresOutboxBuilder};
 pub use outcome::{Failure, Outcome};
+pub use profile::{Bare, CloudEvents, Hal, Os1, Profile, Recipient};
 #[cfg(feature = "seal")]
 pub use seal::{SealKeyError, SealKeys};
+pub use subscription::{
+    NewSubscription, Subscription, SubscriptionChange, SubscriptionEnd, SubscriptionId, SubscriptionQuery,
+    SubscriptionState, Subscriptions,
+};
 pub use task::{Task, TaskState};
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub use transaction::Transaction;
+pub use validator::{Submission, Validator, Violation, Violations};
 pub use work::Work;
 pub use worker::{Handler, Interrupted, Worker, WorkerBuilder};

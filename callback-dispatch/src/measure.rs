@@ -16,6 +16,11 @@ pub(crate) fn accepted(row: &Row) {
     }
 }
 
+/// Deliveries of an event to subscriptions were stored.
+pub(crate) fn published(deliveries: u64) {
+    counter!("callback_published_total").increment(deliveries);
+}
+
 /// What goes on, for as long as it does.
 pub(crate) struct Ongoing(&'static str);
 

@@ -19,7 +19,8 @@ use crate::{
     clock::Micros,
     dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
     lane::{LaneKey, OpenBreaker},
-    row::{FailedRow, Order, Row, Stage, Stored},
+    row::{FailedRow, Order, Published, Row, Stage, Stored},
+    subscription::{FanOut, SubscriptionEnd, SubscriptionId, SubscriptionQuery, SubscriptionRow},
 };
 use async_trait::async_trait;
 use callback_core::{BoxError, Dsn, ErrorKind, TaskId};
@@ -62,6 +63,16 @@ pub(crate) trait Store: fmt::Debug + Send + Sync + 'static {
     /// Stores a new row in a transaction of the user's own, in nobody's hands.
     #[cfg(any(feature = "sqlite", feature = "postgres"))]
     async fn insert_in(&self, connection: Connection<'_>, row: Arc<Row>) -> Result<Written, AcceptError>;
+
+    /// Stores an event in a transaction of the user's own, with a delivery to each subscription that wants it.
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    async fn publish_in(&self, connection: Connection<'_>, event: &FanOut) -> Result<u64, AcceptError>;
+
+    /// The subscription of this id.
+    async fn subscription(&self, id: SubscriptionId) -> Result<Option<SubscriptionRow>, OutboxError>;
+
+    /// A page of subscriptions, by their ids; what cannot be read is left out.
+    async fn subscriptions(&self, query: &SubscriptionQuery) -> Result<Page<SubscriptionRow>, OutboxError>;
 
     /// Looks for what a claim takes, where that holds up no write; nothing if there is nothing.
     async fn look(&self, claim: Claim) -> Result<Option<Claim>, OutboxError> {
@@ -152,6 +163,18 @@ pub(crate) async fn take(store: &dyn Store, claim: Claim) -> Vec<Row> {
 pub(crate) enum Write {
     /// A new row, unless there is one of its idempotency key.
     Insert(Arc<Row>),
+    /// An event, with a delivery to each subscription that wants it: as many as are counted. In nobody's hands.
+    Publish(Arc<FanOut>),
+    /// A new subscription.
+    Subscribe(Arc<SubscriptionRow>),
+    /// What changes of one that has not ended, if its revision was the one before.
+    ChangeSubscription(Arc<SubscriptionRow>),
+    /// The end of one that has none.
+    EndSubscription {
+        id: SubscriptionId,
+        end: SubscriptionEnd,
+        now: Micros,
+    },
     /// Makes known what became of an insert of unknown outcome: `Done` if the row is stored, `Unknown` if it is not, and never
     /// will be.
     Confirm {
@@ -166,13 +189,13 @@ pub(crate) enum Write {
         now: Micros,
         result: Arc<Stored>,
         order: Option<Order>,
-        events: Vec<Arc<Row>>,
+        events: Vec<Published>,
     },
     /// The work is done elsewhere; the events that were published so far, if the row is open and the token current.
     Defer {
         id: TaskId,
         token: u32,
-        events: Vec<Arc<Row>>,
+        events: Vec<Published>,
     },
     /// A step of a row that is at `from` with this token.
     Settle(Settle),
@@ -197,7 +220,7 @@ pub(crate) enum Write {
         ids: Vec<TaskId>,
         now: Micros,
     },
-    /// Gives up messages to this Dsn that nobody holds.
+    /// Gives up messages to this Dsn that nobody holds, and ends the subscriptions to it.
     Bury {
         dsn: Dsn,
         now: Micros,
@@ -208,8 +231,8 @@ pub(crate) enum Write {
         now: Micros,
         limit: usize,
     },
-    /// Deletes what has ended before then, but for dead rows; what has an idempotency key has a time of its own, and so
-    /// have breakers.
+    /// Deletes what has ended before then, but for dead rows, and subscriptions that a row is left of; what has an
+    /// idempotency key has a time of its own, and so have breakers.
     Clean {
         before: Micros,
         keyed_before: Micros,
@@ -250,6 +273,10 @@ pub(crate) enum SealStep {
     Rows { after: i64 },
     /// The same for failed attempts.
     Attempts { after: i64 },
+    /// The same for events that several get.
+    Payloads { after: i64 },
+    /// The same for subscriptions.
+    Subscriptions { after: i64 },
     /// No value is sealed with any key but the first.
     Forget,
 }

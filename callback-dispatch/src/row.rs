@@ -1,11 +1,16 @@
 //! What an outbox keeps of one task or event.
 
-use crate::{clock::Micros, lane::LaneKey, work::Context};
+use crate::{
+    clock::Micros,
+    lane::LaneKey,
+    subscription::{FanOut, SubscriptionRow},
+    work::Context,
+};
 use bytes::Bytes;
 use callback_core::{Dsn, ErrorKind, Message, MessageId, Payload, Phase, TaskId};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 /// One task or event, from its acceptance to its end.
 #[derive(Clone, Debug)]
@@ -35,6 +40,40 @@ pub(crate) struct Row {
     pub(crate) idempotency: Option<Idempotency>,
     pub(crate) work: Option<Arc<Request>>,
     pub(crate) result: Option<Arc<Stored>>,
+    /// Whose subscription it serves.
+    pub(crate) subscribed: Option<Subscribed>,
+}
+
+/// A subscription that a delivery serves.
+#[derive(Clone)]
+pub(crate) struct Subscribed {
+    pub(crate) to: Arc<SubscriptionRow>,
+    /// How many bytes of the body count as this delivery's in memory: others share it.
+    pub(crate) share: usize,
+}
+
+impl fmt::Debug for Subscribed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.to.fmt(f)
+    }
+}
+
+/// What an event becomes.
+#[derive(Clone, Debug)]
+pub(crate) enum Published {
+    /// A delivery to one Dsn.
+    To(Arc<Row>),
+    /// A delivery to each subscription that wants it.
+    All(Arc<FanOut>),
+}
+
+impl Published {
+    pub(crate) fn expires(&self) -> Micros {
+        match self {
+            Self::To(row) => row.expires,
+            Self::All(event) => event.expires,
+        }
+    }
 }
 
 impl Row {
@@ -53,7 +92,8 @@ impl Row {
         let work = self.work.as_ref().map_or(0, |work| work.context.size() + work.payload.body().len());
         let result = self.result.as_ref().map_or(0, |result| {
             let headers = result.message.headers().map(|(name, value)| name.len() + value.len());
-            headers.sum::<usize>() + result.message.body().len()
+            let body = self.subscribed.as_ref().map_or_else(|| result.message.body().len(), |it| it.share);
+            headers.sum::<usize>() + body
         });
         1_024 + work + result
     }
@@ -172,6 +212,8 @@ pub(crate) struct Stored {
     pub(crate) message: Message,
     pub(crate) failed: bool,
     pub(crate) traceparent: Option<String>,
+    /// The service that an event is of.
+    pub(crate) service: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -215,6 +257,10 @@ struct StoredHead {
     traceparent: Option<String>,
     #[serde(default)]
     failed: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    service: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sequence: Option<u32>,
 }
 
 impl Stored {
@@ -233,6 +279,8 @@ impl Stored {
             content_type: message.content_type().to_owned(),
             traceparent: self.traceparent.clone(),
             failed: self.failed,
+            service: self.service.clone(),
+            sequence: message.sequence(),
         };
         serde_json::to_string(&head).unwrap_or_default()
     }
@@ -256,8 +304,11 @@ impl Stored {
         for (name, value) in head.headers {
             message = message.header(name, value);
         }
+        if let Some(sequence) = head.sequence {
+            message = message.sequence(sequence);
+        }
         let message = message.build().map_err(|error| error.to_string())?;
-        Ok(Self { message, failed: head.failed, traceparent: head.traceparent })
+        Ok(Self { message, failed: head.failed, traceparent: head.traceparent, service: head.service })
     }
 }
 
@@ -307,13 +358,15 @@ mod tests {
             .subject("s")
             .correlation_id("ray")
             .header("x-request-id", "r")
+            .sequence(7)
             .payload("text")
             .build()
             .expect("valid");
-        let stored = Stored { message, failed: true, traceparent: Some("t".into()) };
+        let stored = Stored { message, failed: true, traceparent: Some("t".into()), service: Some("container".into()) };
         let back = Stored::from_parts(&stored.head(), stored.message.body().clone()).expect("readable");
         assert_eq!(back.message, stored.message);
         assert_eq!((back.failed, back.traceparent), (true, Some("t".into())));
+        assert_eq!(back.service.as_deref(), Some("container"));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::{
     AcceptError, Event, Outcome,
     engine::Engine,
     outcome::OutcomeKind,
-    row::{Row, Stage},
+    row::{Published, Row, Stage},
 };
 use callback_core::{MessageId, Payload, TaskId};
 use serde::de::DeserializeOwned;
@@ -26,7 +26,7 @@ struct Inner {
     state: TaskState,
     outcome: Option<Outcome>,
     /// None once the outcome is on its way, and for a task that was looked up.
-    published: Mutex<Option<Vec<Arc<Row>>>>,
+    published: Mutex<Option<Vec<Published>>>,
     engine: Arc<Engine>,
 }
 
@@ -75,7 +75,7 @@ impl Task {
         Self::new(row, is_running, None, engine)
     }
 
-    fn new(row: Arc<Row>, is_running: bool, published: Option<Vec<Arc<Row>>>, engine: Arc<Engine>) -> Self {
+    fn new(row: Arc<Row>, is_running: bool, published: Option<Vec<Published>>, engine: Arc<Engine>) -> Self {
         let state = match row.stage {
             Stage::Accepted if !is_running => TaskState::Accepted,
             Stage::Accepted | Stage::Started | Stage::Deferred => TaskState::Running,
@@ -179,6 +179,9 @@ impl Task {
 
     /// Publishes an event with the outcome: stored in the same transaction, or not at all.
     ///
+    /// What is for subscriptions goes to those that want it when the outcome is stored; the id is the event's then, and the
+    /// delivery's where it is for one destination.
+    ///
     /// A run that is repeated publishes again, but only the run whose outcome is stored has its events sent; that outcome
     /// may be a failure.
     ///
@@ -186,10 +189,13 @@ impl Task {
     /// [`AcceptError::Ended`] outside of the run: once the handler has returned, or on a task that was looked up. Else
     /// when the event could never be sent: its Dsn, size, or attributes.
     pub fn publish(&self, event: Event) -> Result<MessageId, AcceptError> {
-        let row = self.0.engine.event_row(event)?;
-        let id = row.id.into();
+        let event = self.0.engine.event(event)?;
+        let id = match &event {
+            Published::To(row) => row.id.into(),
+            Published::All(event) => event.stored.message.event_id().clone(),
+        };
         let mut published = self.0.published.lock().unwrap_or_else(PoisonError::into_inner);
-        published.as_mut().ok_or(AcceptError::Ended)?.push(Arc::new(row));
+        published.as_mut().ok_or(AcceptError::Ended)?.push(event);
         Ok(id)
     }
 
@@ -197,7 +203,7 @@ impl Task {
         self.0.row.work.as_ref()?.context.time_limit
     }
 
-    pub(crate) fn take_published(&self) -> Vec<Arc<Row>> {
+    pub(crate) fn take_published(&self) -> Vec<Published> {
         self.0.published.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default()
     }
 }

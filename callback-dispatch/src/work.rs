@@ -1,7 +1,7 @@
 //! What is asked for.
 
-use crate::Interrupted;
-use callback_core::{Dsn, Payload};
+use crate::{Interrupted, subscription::KeptSecret};
+use callback_core::{Dsn, Payload, Secret};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{collections::BTreeMap, fmt, time::Duration};
@@ -50,6 +50,12 @@ pub(crate) struct Context {
     pub(crate) time_limit: Option<Duration>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) interrupted: Option<Interrupted>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) profile: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) meta: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) secret: Option<KeptSecret>,
 }
 
 impl Work {
@@ -150,6 +156,26 @@ impl Work {
         self
     }
 
+    /// Sets the shape of its result: the name of a registered [`Profile`](crate::Profile). Default `bare`.
+    pub fn profile(mut self, name: impl Into<String>) -> Self {
+        self.context.profile = Some(name.into());
+        self
+    }
+
+    /// Keeps a value of the client's, which the profile may send back: nested 100 deep at most.
+    pub fn meta(mut self, meta: impl Into<Value>) -> Self {
+        self.context.meta = Some(meta.into());
+        self
+    }
+
+    /// Sets the secret that signs its result, instead of the dispatcher's keys: `whsec_…`, of this receiver alone.
+    ///
+    /// Any other text, where the profile [uses it](crate::Profile::uses_secret). The handler does not see it.
+    pub fn secret(mut self, secret: impl Into<Secret>) -> Self {
+        self.context.secret = Some(KeptSecret { secret: secret.into(), until: i64::MAX });
+        self
+    }
+
     /// Says what becomes of the work if a crash cuts it short. Default: the worker's choice.
     pub fn interrupted(mut self, interrupted: Interrupted) -> Self {
         self.context.interrupted = Some(interrupted);
@@ -162,7 +188,11 @@ impl Context {
     pub(crate) fn size(&self) -> usize {
         let pairs = self.headers.iter().chain(&self.pass_on).map(|(name, value)| name.len() + value.len());
         let extensions = self.extensions.iter().map(|(name, value)| name.len() + size(value));
-        self.operation.len() + pairs.sum::<usize>() + extensions.sum::<usize>()
+        self.operation.len()
+            + pairs.sum::<usize>()
+            + extensions.sum::<usize>()
+            + self.meta.as_ref().map_or(0, size)
+            + self.secret.as_ref().map_or(0, |kept| kept.secret.expose().len())
     }
 }
 

@@ -3,13 +3,15 @@
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 use crate::Transaction;
 use crate::{
-    AcceptError, Failure, Outcome, Task, Work, WorkerError,
+    AcceptError, Failure, Outcome, Submission, Task, Validator, Work, WorkerError,
     dispatcher::Handle,
     engine::{Engine, WorkerEntry},
+    validator,
 };
 use async_trait::async_trait;
 use callback_core::{Acknowledgment, Dsn, DsnError};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::{fmt, sync::Arc, time::Duration};
 
 /// Does the work of a task.
@@ -68,11 +70,19 @@ pub struct WorkerBuilder {
     interrupted: Interrupted,
     concurrency: usize,
     time_limit: Duration,
+    validators: Vec<Arc<dyn Validator>>,
 }
 
 impl WorkerBuilder {
     pub(crate) const fn new(handle: Arc<Handle>, name: String, interrupted: Interrupted) -> Self {
-        Self { handle, name, interrupted, concurrency: 64, time_limit: Duration::from_secs(600) }
+        let time_limit = Duration::from_secs(600);
+        Self { handle, name, interrupted, concurrency: 64, time_limit, validators: Vec::new() }
+    }
+
+    /// Judges work before it is stored and acknowledged; several are all asked, in this order.
+    pub fn validator(mut self, validator: impl Validator) -> Self {
+        self.validators.push(Arc::new(validator));
+        self
     }
 
     /// How many tasks run at once. Default 64; 0 counts as 1.
@@ -96,7 +106,7 @@ impl WorkerBuilder {
         let (handler, wake) = (Arc::new(handler), &self.handle.engine.wake);
         let entry = WorkerEntry::new(handler, self.interrupted, self.concurrency, self.time_limit, wake);
         self.handle.engine.register(Arc::clone(&name), entry)?;
-        Ok(Worker { handle: self.handle, name })
+        Ok(Worker { handle: self.handle, name, validators: self.validators.into() })
     }
 }
 
@@ -111,6 +121,7 @@ impl fmt::Debug for WorkerBuilder {
 pub struct Worker {
     handle: Arc<Handle>,
     name: Arc<str>,
+    validators: Arc<[Arc<dyn Validator>]>,
 }
 
 impl Worker {
@@ -136,6 +147,7 @@ impl Worker {
     /// # Cancellation
     /// If the future is dropped, the work may have been accepted all the same.
     pub async fn accept(&self, work: Work) -> Result<Acknowledgment, AcceptError> {
+        self.judge(&work).await?;
         self.engine().accept(&self.name, work).await
     }
 
@@ -152,7 +164,23 @@ impl Worker {
         transaction: &mut impl Transaction,
         work: Work,
     ) -> Result<Acknowledgment, AcceptError> {
+        self.judge(&work).await?;
         self.engine().accept_in(transaction.connection(), &self.name, work).await
+    }
+
+    /// Asks the validators. What is too large is none of theirs.
+    async fn judge(&self, work: &Work) -> Result<(), AcceptError> {
+        if self.validators.is_empty() || work.payload.body().len() > self.engine().body_limit {
+            return Ok(());
+        }
+        let content = work.payload.parse().unwrap_or(Value::Null);
+        let submission = Submission {
+            operation: &work.context.operation,
+            content: &content,
+            callback: work.dsn.as_ref(),
+            owner: work.owner.as_deref(),
+        };
+        validator::judge(&self.validators, &submission).await.map_err(AcceptError::Invalid)
     }
 
     fn engine(&self) -> &Arc<Engine> {

@@ -40,6 +40,8 @@ fn ce_name(attribute: &str) -> Option<&'static str> {
         "time" => "ce_time",
         "subject" => "ce_subject",
         "correlationid" => "ce_correlationid",
+        "sequence" => "ce_sequence",
+        "sequencetype" => "ce_sequencetype",
         _ => return None,
     })
 }

@@ -1,12 +1,16 @@
 //! What the example programs are made of.
 
 mod file_sink;
+#[cfg(feature = "jsonschema")]
+mod json_schema;
 mod order_service;
 #[cfg(feature = "redis")]
 mod redis_sink;
 mod server;
 
 pub use file_sink::FileSink;
+#[cfg(feature = "jsonschema")]
+pub use json_schema::JsonSchema;
 pub use order_service::{OrderService, Settings, Store};
 #[cfg(feature = "redis")]
 pub use redis_sink::RedisSink;

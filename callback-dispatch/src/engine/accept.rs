@@ -1,6 +1,6 @@
 //! From work or an event to a stored row that is handed on.
 
-use super::Engine;
+use super::{Engine, subscribe::check_text};
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 use crate::transaction::Connection;
 use crate::{
@@ -8,7 +8,8 @@ use crate::{
     clock::Micros,
     failpoint, measure,
     outbox::{NotQueued, Write, Written},
-    row::{Idempotency, Order, OrderKey, Request, Row, Stage, Stored},
+    row::{Idempotency, Order, OrderKey, Published, Request, Row, Stage, Stored},
+    subscription::FanOut,
 };
 use callback_core::{Acknowledgment, Dsn, Message, MessageId, TaskId};
 use futures_util::FutureExt;
@@ -20,7 +21,7 @@ use tokio::sync::oneshot;
 const OVERLOADED: Duration = Duration::from_secs(1);
 
 /// How deep an extension is nested at most: JSON is not read back beyond 127, the request around it included.
-const DEEPEST: usize = 100;
+pub(super) const DEEPEST: usize = 100;
 
 impl Engine {
     /// Stores a task and hands it on.
@@ -32,8 +33,51 @@ impl Engine {
 
     /// Stores an event and hands it on.
     pub(crate) async fn publish(self: &Arc<Self>, event: Event) -> Result<MessageId, AcceptError> {
-        let row = self.event_row(event)?;
-        Ok(self.insert(row).await?.into())
+        match self.event(event)? {
+            Published::To(row) => Ok(self.insert(Arc::unwrap_or_clone(row)).await?.into()),
+            Published::All(event) => {
+                let id = event.stored.message.event_id().clone();
+                self.store_for_all(event).await?;
+                Ok(id)
+            }
+        }
+    }
+
+    /// Stores an event with a delivery to each subscription that wants it.
+    async fn store_for_all(self: &Arc<Self>, event: Arc<FanOut>) -> Result<(), AcceptError> {
+        self.check_open()?;
+        let overloaded = AcceptError::Overloaded { retry_after: OVERLOADED };
+        let Some(waiting) = self.accepting.take(1_024 + event.stored.message.body().len()) else {
+            return Err(overloaded);
+        };
+        let waiting = (waiting, self.writes.take_anyway(1));
+        let (sender, receiver) = oneshot::channel();
+        let (engine, expires) = (Arc::clone(self), event.expires);
+        // What goes on is woken where the commit is known, so that a caller who gives up delays nothing.
+        let done = Box::new(move |result: Result<Written, OutboxError>| {
+            drop(waiting);
+            let stored = match result {
+                Ok(Written::Count(count)) => {
+                    measure::published(count);
+                    engine.expiring.expect(expires);
+                    engine.look_again();
+                    Ok(())
+                }
+                Ok(_) => Ok(()),
+                Err(error) => {
+                    // It may be stored: then it is looked for.
+                    engine.look_again();
+                    Err(AcceptError::Outbox(error))
+                }
+            };
+            let _ = sender.send(stored);
+        });
+        self.store.submit(Write::Publish(event), done).map_err(|refused| match refused {
+            NotQueued::Full => overloaded,
+            NotQueued::Closed => AcceptError::Closed,
+        })?;
+        let closed = || Err(AcceptError::Outbox(OutboxError::unknown("the outbox was closed")));
+        receiver.await.unwrap_or_else(|_| closed())
     }
 
     /// Stores a task in a transaction of the user's own; nothing is handed on.
@@ -52,8 +96,16 @@ impl Engine {
     /// Stores an event in a transaction of the user's own; nothing is handed on.
     #[cfg(any(feature = "sqlite", feature = "postgres"))]
     pub(crate) async fn publish_in(&self, connection: Connection<'_>, event: Event) -> Result<MessageId, AcceptError> {
-        let row = self.event_row(event)?;
-        Ok(self.insert_in(connection, row).await?.into())
+        match self.event(event)? {
+            Published::To(row) => Ok(self.insert_in(connection, Arc::unwrap_or_clone(row)).await?.into()),
+            Published::All(event) => {
+                if self.closing.is_cancelled() {
+                    return Err(AcceptError::Closed);
+                }
+                self.store.publish_in(connection, &event).await?;
+                Ok(event.stored.message.event_id().clone())
+            }
+        }
     }
 
     #[cfg(any(feature = "sqlite", feature = "postgres"))]
@@ -77,6 +129,9 @@ impl Engine {
         }
         if context.extensions.values().any(|value| !is_nested_within(value, DEEPEST)) {
             return Err(AcceptError::Extension);
+        }
+        if context.profile.is_some() || context.meta.is_some() || context.secret.is_some() {
+            self.check_recipient(&context)?;
         }
         let id = TaskId::new();
         if context.correlation_id.is_some() || !context.pass_on.is_empty() {
@@ -110,45 +165,56 @@ impl Engine {
             first_due: now,
             expires: expires_in.map_or(Micros::NEVER, |wait| now.after(wait)),
             idempotency,
+            subscribed: None,
             work: Some(Arc::new(work)),
             result: None,
         })
     }
 
-    pub(crate) fn event_row(&self, event: Event) -> Result<Row, AcceptError> {
-        let Event { dsn, event_type, payload, id: event_id, subject, owner, ordering_key, expires_in } = event;
+    /// What an event becomes: a delivery to one Dsn, or one to each subscription that wants it.
+    pub(crate) fn event(&self, event: Event) -> Result<Published, AcceptError> {
+        let Event { dsn, service, event_type, payload, id: event_id, subject, owner, ordering_key, expires_in } = event;
         self.check_size(payload.body().len())?;
-        self.check(&dsn)?;
+        dsn.as_ref().map_or(Ok(()), |dsn| self.check(dsn))?;
+        if let Some(service) = &service {
+            check_text("/service", service).map_err(AcceptError::Invalid)?;
+        }
         let (id, now) = (TaskId::new(), self.now());
-        let mut message = Message::builder(event_type)
-            .id(id.into())
-            .source(&self.source)
-            .subject(subject.unwrap_or_else(|| id.to_string()))
-            .time(now.to_system())
-            .payload(payload);
+        let mut message =
+            Message::builder(event_type).id(id.into()).source(&self.source).time(now.to_system()).payload(payload);
+        if dsn.is_some() {
+            message = message.subject(subject.unwrap_or_else(|| id.to_string()));
+        }
         if let Some(event_id) = event_id {
             message = message.event_id(event_id);
         }
-        let stored = Stored { message: message.build()?, failed: false, traceparent: None };
-        Ok(Row {
+        let stored = Arc::new(Stored { message: message.build()?, failed: false, traceparent: None, service });
+        let owner = owner.map(Arc::from);
+        let expires = expires_in.map_or(Micros::NEVER, |wait| now.after(wait));
+        let Some(dsn) = dsn else {
+            let key = ordering_key.as_deref().map(FanOut::key);
+            return Ok(Published::All(Arc::new(FanOut { id, stored, owner, key, now, expires })));
+        };
+        Ok(Published::To(Arc::new(Row {
             id,
             token: 0,
             stage: Stage::Delivering,
             held: false,
             due: now,
             worker: None,
-            owner: owner.map(Arc::from),
+            owner,
             order: ordering_key.map(|key| self.order(&dsn, &key)),
             dsn: Some(dsn),
             starts: 0,
             attempts: 0,
             accepted_at: now,
             first_due: now,
-            expires: expires_in.map_or(Micros::NEVER, |wait| now.after(wait)),
+            expires,
             idempotency: None,
             work: None,
-            result: Some(Arc::new(stored)),
-        })
+            result: Some(stored),
+            subscribed: None,
+        })))
     }
 
     /// What keeps a message behind those of the same key.
@@ -162,12 +228,7 @@ impl Engine {
 
     /// Stores a new row, unless the request is known; its id, or that of the known one.
     async fn insert(self: &Arc<Self>, mut row: Row) -> Result<TaskId, AcceptError> {
-        if self.closing.is_cancelled() {
-            return Err(AcceptError::Closed);
-        }
-        if self.outage.is_on() {
-            return Err(AcceptError::Outbox(OutboxError::not_stored("results wait to be stored first")));
-        }
+        self.check_open()?;
         let overloaded = AcceptError::Overloaded { retry_after: OVERLOADED };
         let Some(waiting) = self.accepting.take(row.size()) else { return Err(overloaded) };
         let waiting = (waiting, self.writes.take_anyway(1));
@@ -210,7 +271,7 @@ impl Engine {
     }
 }
 
-fn is_nested_within(value: &Value, depth: usize) -> bool {
+pub(super) fn is_nested_within(value: &Value, depth: usize) -> bool {
     let mut inner: Box<dyn Iterator<Item = &Value>> = match value {
         Value::Array(values) => Box::new(values.iter()),
         Value::Object(members) => Box::new(members.values()),

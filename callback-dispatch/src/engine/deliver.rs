@@ -1,27 +1,17 @@
 //! An attempt: from a row with a result to what the destination said of it.
 
-use super::{Engine, Hand, Place, chain};
+use super::{Engine, Hand, Place, attempt::Answer, chain};
 use crate::{
-    Notice, OutboxError,
-    clock::Micros,
-    failpoint,
+    Notice, OutboxError, SubscriptionEnd, failpoint,
     lane::{Breaker, LanePermit, OpenBreaker, OpenLane, Rate, Sign},
     measure,
     outbox::{Settle, Write, Written},
-    row::{FailedRow, Row},
+    row::{FailedRow, Row, Stage},
     state::{self, Verdict},
 };
-use callback_core::{Attempt, ErrorKind, Message, Receipt, SinkError, TaskId};
-use futures_util::FutureExt;
-use std::{
-    panic::AssertUnwindSafe,
-    sync::{Arc, atomic::Ordering},
-};
-use tokio::{
-    sync::SemaphorePermit,
-    time::{Instant, timeout_at},
-};
-use tracing::Instrument;
+use callback_core::{ErrorKind, Receipt, SinkError, TaskId};
+use std::sync::{Arc, atomic::Ordering};
+use tokio::{sync::SemaphorePermit, time::Instant};
 
 /// What an attempt takes while it goes on.
 struct Places<'a> {
@@ -35,6 +25,11 @@ impl Engine {
     /// Makes one attempt and stores what follows from it.
     pub(super) async fn deliver(self: &Arc<Self>, row: Arc<Row>, place: Place, hand: &Arc<Hand>) {
         let (Some(result), Some(lane)) = (&row.result, place.lane.clone()) else { return };
+        if row.subscribed.as_ref().is_some_and(|it| it.to.ended == Some(SubscriptionEnd::Cancelled)) {
+            drop(place);
+            self.leave_unattempted(&row).await;
+            return;
+        }
         let places = tokio::select! {
             biased;
             places = self.places(&lane) => places,
@@ -66,12 +61,13 @@ impl Engine {
         let attempt = tokio::select! {
             biased;
             () = self.closed.cancelled() => None,
-            answer = self.attempt(&row, &result.message, result.traceparent.as_deref(), now) => Some(answer),
+            answer = self.attempt(&row, result, now) => Some(answer),
         };
-        if let Some(answer) = &attempt {
-            measure::attempted(&row, answer.as_ref(), begun.elapsed());
-            self.learn(&row, &lane, Sign::of(answer.as_ref()));
-        }
+        let attempt = attempt.map(|Answer { sign, result }| {
+            measure::attempted(&row, result.as_ref(), begun.elapsed());
+            self.learn(&row, &lane, sign);
+            result
+        });
         failpoint::reach("after-attempt");
         let gone = match (&attempt, &row.dsn) {
             (Some(Err(error)), Some(dsn)) if error.kind() == ErrorKind::Gone => {
@@ -140,6 +136,7 @@ impl Engine {
                     if row.order.is_some() {
                         self.look_again();
                     }
+                    self.complete_once(&row).await;
                     if let (Some(dsn), Err(error)) = (&row.dsn, &answer) {
                         let (id, destination, kind) = (row.id, dsn.destination(), error.kind());
                         self.notices.raise(&Notice::Dead { id, destination, kind, attempts: number });
@@ -178,6 +175,24 @@ impl Engine {
         }
     }
 
+    /// Ends a message whose subscription was cancelled.
+    async fn leave_unattempted(&self, row: &Row) {
+        if self.persist(Write::Settle(self.settle(row, Stage::Cancelled, false))).await {
+            self.ended(row.id);
+            if row.order.is_some() {
+                self.look_again();
+            }
+        }
+    }
+
+    /// Ends a subscription for one event, which is over.
+    async fn complete_once(&self, row: &Row) {
+        if let Some(subscribed) = row.subscribed.as_ref().filter(|it| it.to.once && it.to.ended.is_none()) {
+            let (id, end) = (subscribed.to.id, SubscriptionEnd::Completed);
+            let _ = self.write_until_stored(Write::EndSubscription { id, end, now: self.now() }).await;
+        }
+    }
+
     /// Takes in what an attempt said of the far end, and stores what the breaker does about it.
     fn learn(&self, row: &Row, lane: &OpenLane, sign: Sign) {
         let Some(change) = lane.learn(sign) else { return };
@@ -204,36 +219,6 @@ impl Engine {
             }
         });
         let _ = self.store.submit(write, done);
-    }
-
-    /// Signs, and gives the message to the sink of its scheme.
-    async fn attempt(
-        &self,
-        row: &Row,
-        message: &Message,
-        traceparent: Option<&str>,
-        now: Micros,
-    ) -> Result<Receipt, SinkError> {
-        let Some(dsn) = &row.dsn else { return Err(SinkError::refused("no Dsn is stored")) };
-        let sink = self.sink(dsn)?;
-        let deadline = Instant::now() + self.deadline;
-        let mut attempt = Attempt::new(row.attempts.saturating_add(1), now.to_system(), deadline.into_std());
-        if let Some(traceparent) = traceparent {
-            attempt = attempt.with_traceparent(traceparent);
-        }
-        let span = tracing::info_span!("attempt", number = attempt.number(), destination = %dsn.destination());
-        let delivery = async {
-            if let Some(signer) = self.keys.signer(row.owner.as_deref(), dsn) {
-                attempt = attempt.sign(signer, message);
-            }
-            sink.deliver(dsn, message, &attempt).await
-        };
-        let delivery = AssertUnwindSafe(delivery.instrument(span)).catch_unwind();
-        match timeout_at(deadline, delivery).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_panic)) => Err(SinkError::unavailable("the sink panicked, or the signer")),
-            Err(_elapsed) => Err(SinkError::timed_out("the deadline passed")),
-        }
     }
 }
 

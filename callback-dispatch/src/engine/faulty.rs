@@ -3,12 +3,13 @@
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 use crate::{AcceptError, outbox::Written};
 use crate::{
-    MemoryOutbox, Outbox, OutboxError,
+    MemoryOutbox, Outbox, OutboxError, SubscriptionId, SubscriptionQuery,
     clock::Micros,
     dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
     lane::OpenBreaker,
     outbox::{Done, Erase, Erased, Lease, NotQueued, Store, Write},
     row::Row,
+    subscription::SubscriptionRow,
 };
 use async_trait::async_trait;
 use callback_core::TaskId;
@@ -114,6 +115,23 @@ impl Store for Faulty {
         row: Arc<Row>,
     ) -> Result<Written, AcceptError> {
         self.inner.insert_in(connection, row).await
+    }
+
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    async fn publish_in(
+        &self,
+        connection: crate::transaction::Connection<'_>,
+        event: &crate::subscription::FanOut,
+    ) -> Result<u64, AcceptError> {
+        self.inner.publish_in(connection, event).await
+    }
+
+    async fn subscription(&self, id: SubscriptionId) -> Result<Option<SubscriptionRow>, OutboxError> {
+        self.inner.subscription(id).await
+    }
+
+    async fn subscriptions(&self, query: &SubscriptionQuery) -> Result<Page<SubscriptionRow>, OutboxError> {
+        self.inner.subscriptions(query).await
     }
 
     async fn next_due(&self, after: Micros) -> Result<Option<Micros>, OutboxError> {

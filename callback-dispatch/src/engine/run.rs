@@ -5,7 +5,7 @@ use crate::{
     EndError, Failure, Interrupted, Outcome, Task, failpoint, measure,
     outbox::{Settle, Write},
     outcome::OutcomeKind,
-    row::{Row, Stage, Stored},
+    row::{Published, Row, Stage, Stored},
     state::{self, Begin},
 };
 use callback_core::{Message, MessageError};
@@ -146,10 +146,10 @@ impl Engine {
     ) -> Option<(Arc<Row>, Place)> {
         let events = task.take_published();
         let published = events.clone();
-        let expires = events.iter().map(|event| event.expires).min();
+        let expires = events.iter().map(Published::expires).min();
         if outcome.kind == OutcomeKind::Deferred {
             if self.persist(Write::Defer { id: row.id, token: row.token, events }).await {
-                published.iter().for_each(|event| measure::accepted(event));
+                measure_published(&published);
                 expires.into_iter().for_each(|expires| self.expiring.expect(expires));
                 self.look_again();
             }
@@ -185,7 +185,7 @@ impl Engine {
             return None;
         }
         failpoint::reach("after-result");
-        published.iter().for_each(|event| measure::accepted(event));
+        measure_published(&published);
         expires.into_iter().for_each(|expires| self.expiring.expect(expires));
         if next.stage.is_ended() {
             self.ended(row.id);
@@ -222,7 +222,12 @@ impl Engine {
             }
         }
         let message = message.build().map_err(Unfit::Malformed)?;
-        Ok(Stored { message, failed, traceparent: context.and_then(|context| context.traceparent.clone()) })
+        Ok(Stored {
+            message,
+            failed,
+            traceparent: context.and_then(|context| context.traceparent.clone()),
+            service: None,
+        })
     }
 
     /// A step of a row that has not been attempted.
@@ -260,6 +265,16 @@ impl Engine {
     /// Gives a row back to the store: somebody will claim it.
     pub(super) async fn release(&self, row: &Row) {
         self.persist(Write::Settle(self.settle(row, row.stage, false))).await;
+    }
+}
+
+/// Of those that go to subscriptions, each counts as one here: how many want it, the outbox knows.
+fn measure_published(events: &[Published]) {
+    for event in events {
+        match event {
+            Published::To(row) => measure::accepted(row),
+            Published::All(_) => measure::published(1),
+        }
     }
 }
 

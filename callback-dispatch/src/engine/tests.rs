@@ -5,6 +5,7 @@ use crate::{
     Clock, Dispatcher, Event, Interrupted, MemoryOutbox, TaskState, TokioClock, Work,
     clock::Micros,
     outbox::{Claim, Write, Written, write},
+    row::Published,
 };
 use callback_core::MemorySink;
 use std::{
@@ -31,8 +32,8 @@ async fn what_others_store_is_found_though_the_store_could_not_say_so_at_first()
 
     let elsewhere = Dispatcher::builder(MemoryOutbox::new()).sink(MemorySink::new()).start().await.expect("started");
     let event = Event::to("memory://events".parse().expect("a valid Dsn"), "a.b", "event");
-    let row = elsewhere.engine().event_row(event).expect("valid");
-    write(&outbox.inner, Write::Insert(Arc::new(row))).await.expect("stored");
+    let Published::To(row) = elsewhere.engine().event(event).expect("valid") else { panic!("it has a Dsn") };
+    write(&outbox.inner, Write::Insert(row)).await.expect("stored");
     timeout(Duration::from_secs(5), sink.next("events")).await.expect("it is found within a sweep");
 }
 

@@ -4,6 +4,7 @@ use crate::{
     clock::Micros,
     row::{FailedRow, Request, Row, Stored},
     seal::{SealKeys, is_sealed, sealed_by},
+    subscription::{Detail, FanOut, SubscriptionRow},
 };
 use callback_core::{Dsn, TaskId};
 use std::borrow::Cow;
@@ -26,6 +27,10 @@ enum Column {
     ResultBody,
     /// Of one attempt.
     Reason(u32, Micros),
+    /// Of an event that several get.
+    Payload,
+    PayloadBody,
+    Subscription,
 }
 
 /// A value of a text column.
@@ -70,6 +75,24 @@ impl Codec {
 
     pub(crate) fn encode_reason<'a>(&self, id: TaskId, failed: &'a FailedRow) -> Result<Text<'a>, String> {
         self.text(id, Column::Reason(failed.number, failed.time), failed.reason.as_str().into())
+    }
+
+    pub(crate) fn encode_payload<'a>(&self, event: &'a FanOut) -> Result<Pair<'a>, String> {
+        let head = self.text(event.id, Column::Payload, event.stored.head().into())?;
+        Ok((head, self.body(event.id, Column::PayloadBody, event.stored.message.body())?))
+    }
+
+    pub(crate) fn encode_subscription(&self, row: &SubscriptionRow) -> Result<Text<'static>, String> {
+        self.text(row.id.0, Column::Subscription, row.kept().into())
+    }
+
+    pub(crate) fn decode_payload(&self, id: TaskId, head: &[u8], body: Vec<u8>) -> Result<Stored, String> {
+        let text = self.read(id, Column::Payload, head)?;
+        Stored::from_parts(&text, self.read_body(id, Column::PayloadBody, head, body)?)
+    }
+
+    pub(crate) fn decode_subscription(&self, id: TaskId, detail: &[u8]) -> Result<(Dsn, Detail), String> {
+        SubscriptionRow::read_kept(&self.read(id, Column::Subscription, detail)?)
     }
 
     pub(crate) fn decode_dsn(&self, id: TaskId, dsn: &[u8]) -> Result<Dsn, String> {
@@ -139,6 +162,27 @@ impl Codec {
         self.text(id, column, self.read(id, column, kept)?.into_owned().into()).map(Some)
     }
 
+    /// The head and body of an event as the first key seals them; none if it has.
+    #[cfg(feature = "seal")]
+    pub(crate) fn reseal_payload(&self, id: TaskId, head: &[u8], body: &[u8]) -> Result<Option<Pair<'static>>, String> {
+        if sealed_by(head) == Some(self.first()?) {
+            return Ok(None);
+        }
+        let body = self.read_body(id, Column::PayloadBody, head, body.to_vec())?;
+        let body = self.body(id, Column::PayloadBody, &body)?.into_owned();
+        let head = self.text(id, Column::Payload, self.read(id, Column::Payload, head)?.into_owned().into())?;
+        Ok(Some((head, body.into())))
+    }
+
+    /// What may be secret of a subscription as the first key seals it; none if it has.
+    #[cfg(feature = "seal")]
+    pub(crate) fn reseal_subscription(&self, id: TaskId, kept: &[u8]) -> Result<Option<Text<'static>>, String> {
+        if sealed_by(kept) == Some(self.first()?) {
+            return Ok(None);
+        }
+        self.text(id, Column::Subscription, self.read(id, Column::Subscription, kept)?.into_owned().into()).map(Some)
+    }
+
     /// Compares its keys with those that the database knows, each with its proof: a sealed nothing.
     ///
     /// Gives what the database is to know before anything is sealed with a key that is new to it.
@@ -201,6 +245,9 @@ impl Column {
             Self::Result => b"result",
             Self::ResultBody => b"result_body",
             Self::Reason(..) => b"reason",
+            Self::Payload => b"payload",
+            Self::PayloadBody => b"payload_body",
+            Self::Subscription => b"subscription",
         };
         let mut place = [id.as_bytes(), name].concat();
         if let Self::Reason(number, time) = self {
@@ -227,7 +274,7 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
     use std::{sync::Arc, time::Duration};
 
-    const COLUMNS: [Column; 7] = [
+    const COLUMNS: [Column; 10] = [
         Column::Dsn,
         Column::Work,
         Column::WorkBody,
@@ -235,6 +282,9 @@ mod tests {
         Column::ResultBody,
         Column::Reason(1, Micros(7)),
         Column::Reason(2, Micros(7)),
+        Column::Payload,
+        Column::PayloadBody,
+        Column::Subscription,
     ];
 
     fn codec(ids: &[&str]) -> Codec {
@@ -258,6 +308,7 @@ mod tests {
             message: Message::builder("a.b").subject(reason).payload(body.to_vec()).build().expect("a valid message"),
             failed: true,
             traceparent: None,
+            service: None,
         };
         let context = Context { operation: reason.to_owned(), ..Context::default() };
         let row = Row {
@@ -278,6 +329,7 @@ mod tests {
             idempotency: None,
             work: Some(Arc::new(Request { context, payload: Payload::new("text/x", body.to_vec()) })),
             result: Some(Arc::new(stored)),
+            subscribed: None,
         };
         let (dsn, work, result) = {
             let columns = written_by.encode(&row).expect("encoded");

@@ -1,13 +1,16 @@
 //! An outbox that lives and dies with the process.
 
+mod subscribed;
+
 use super::{Claim, Done, Erase, Erased, NotQueued, Outbox, OutboxError, PullIn, Settle, Store, Write, Written};
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
-use crate::{AcceptError, transaction::Connection};
+use crate::{AcceptError, subscription::FanOut, transaction::Connection};
 use crate::{
     clock::Micros,
     dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
     lane::{LaneKey, OpenBreaker},
     row::{FailedRow, Idempotency, OrderKey, Row, Stage, Stored},
+    subscription::{SubscriptionEnd, SubscriptionId, SubscriptionQuery, SubscriptionRow},
 };
 use async_trait::async_trait;
 use callback_core::{Dsn, ErrorKind, TaskId};
@@ -43,6 +46,7 @@ struct State {
     /// The messages of each ordering key that hold back the later ones.
     turns: HashMap<OrderKey, BTreeMap<u64, u64>>,
     breakers: HashMap<LaneKey, OpenBreaker>,
+    subscriptions: BTreeMap<SubscriptionId, Arc<SubscriptionRow>>,
     /// Pending rows that expire, by when they do.
     expiring: BTreeSet<(Micros, u64)>,
     ended: VecDeque<u64>,
@@ -256,6 +260,13 @@ impl State {
     fn apply(&mut self, write: Write) -> Written {
         match write {
             Write::Insert(row) => self.insert_once(row),
+            Write::Publish(event) => Written::Count(self.fan_out(&event)),
+            Write::Subscribe(row) => {
+                self.subscriptions.insert(row.id, row);
+                Written::Done
+            }
+            Write::ChangeSubscription(row) => self.change_subscription(&row),
+            Write::EndSubscription { id, end, now } => self.end_subscription(id, end, now),
             Write::Confirm { id } => {
                 if self.by_id.contains_key(&id) {
                     Written::Done
@@ -274,7 +285,7 @@ impl State {
                     },
                 );
                 if matches!(written, Written::Done) {
-                    events.into_iter().for_each(|event| self.insert(event));
+                    events.into_iter().for_each(|event| self.publish(event));
                 }
                 written
             }
@@ -286,7 +297,7 @@ impl State {
                     |row| (row.stage, row.held, row.due) = (Stage::Deferred, false, Micros::NEVER),
                 );
                 if matches!(written, Written::Done) {
-                    events.into_iter().for_each(|event| self.insert(event));
+                    events.into_iter().for_each(|event| self.publish(event));
                 }
                 written
             }
@@ -315,11 +326,18 @@ impl State {
             }
             Write::ReplayAsNew { id, now, result } => self.replay(id, now, Some(result)),
             Write::Purge { ids, now } => Written::Count(ids.into_iter().map(|id| u64::from(self.purge(id, now))).sum()),
-            Write::Bury { dsn, now, limit } => Written::Ended(self.bury(&dsn, now, limit)),
+            Write::Bury { dsn, now, limit } => {
+                let to = self.subscriptions.values().filter(|row| row.dsn == dsn);
+                for id in to.map(|row| row.id).collect::<Vec<_>>() {
+                    self.end_subscription(id, SubscriptionEnd::Gone, now);
+                }
+                Written::Ended(self.bury(&dsn, now, limit))
+            }
             Write::Expire { now, limit } => Written::Ended(self.expire(now, limit)),
             Write::Clean { before, keyed_before, breakers_before, limit } => {
                 self.breakers.retain(|_, open| open.until >= breakers_before);
-                Written::Count(self.clean(before, keyed_before, limit))
+                let rows = self.clean(before, keyed_before, limit);
+                Written::Count(rows.max(self.clean_subscriptions(before, limit)))
             }
             Write::Claim(claim) => Written::Claimed(self.claim(&claim)),
             Write::GiveBack { claim } => self.give_back(claim),
@@ -486,10 +504,12 @@ impl State {
             let row = Arc::make_mut(&mut entry.row);
             (row.held, row.token) = (true, row.token + 1);
             bytes += row.size();
-            claimed.push(row.clone());
+            let taken = row.clone();
             entry.claim = Some(claim.number);
             self.unnote_free(&queue, place);
+            claimed.push(self.current(taken));
         }
+        claimed.sort_by_key(|row| (row.due, row.id));
         claimed
     }
 }
@@ -525,6 +545,19 @@ impl Store for MemoryOutbox {
         Err(AcceptError::OtherDatabase { transaction: connection.database(), outbox: "memory" })
     }
 
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    async fn publish_in(&self, connection: Connection<'_>, _event: &FanOut) -> Result<u64, AcceptError> {
+        Err(AcceptError::OtherDatabase { transaction: connection.database(), outbox: "memory" })
+    }
+
+    async fn subscription(&self, id: SubscriptionId) -> Result<Option<SubscriptionRow>, OutboxError> {
+        Ok(self.state().subscriptions.get(&id).map(|row| SubscriptionRow::clone(row)))
+    }
+
+    async fn subscriptions(&self, query: &SubscriptionQuery) -> Result<Page<SubscriptionRow>, OutboxError> {
+        Ok(self.state().page(query))
+    }
+
     async fn next_due(&self, after: Micros) -> Result<Option<Micros>, OutboxError> {
         let state = self.state();
         let next = state.free.range((Micros(after.0.saturating_add(1)), 0)..).next();
@@ -537,7 +570,8 @@ impl Store for MemoryOutbox {
 
     async fn find(&self, id: TaskId) -> Result<Option<Row>, OutboxError> {
         let state = self.state();
-        Ok(state.by_id.get(&id).and_then(|key| state.rows.get(key)).map(|entry| Row::clone(&entry.row)))
+        let row = state.by_id.get(&id).and_then(|key| state.rows.get(key)).map(|entry| Row::clone(&entry.row));
+        Ok(row.map(|row| state.current(row)))
     }
 
     fn is_shared(&self) -> bool {

@@ -16,6 +16,7 @@ use crate::{
     dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
     lane::OpenBreaker,
     row::Row,
+    subscription::{FanOut, SubscriptionId, SubscriptionQuery, SubscriptionRow},
     transaction::Connection,
 };
 use async_trait::async_trait;
@@ -315,6 +316,31 @@ impl Store for PostgresOutbox {
             #[cfg(feature = "sqlite")]
             other => Err(AcceptError::OtherDatabase { transaction: other.database(), outbox: "PostgreSQL" }),
         }
+    }
+
+    async fn publish_in(&self, connection: Connection<'_>, event: &FanOut) -> Result<u64, AcceptError> {
+        match connection {
+            Connection::Postgres(connection) => {
+                let published = async {
+                    if !apply::sees_others(connection).await? {
+                        let reason = "an event for subscriptions needs a transaction that is READ COMMITTED";
+                        return Ok(Err(OutboxError::refused(reason)));
+                    }
+                    apply::publish_in(connection, &self.0.codec, event).await.map(Ok)
+                };
+                published.await.unwrap_or_else(|error| Err(not_stored(&error))).map_err(AcceptError::Outbox)
+            }
+            #[cfg(feature = "sqlite")]
+            other => Err(AcceptError::OtherDatabase { transaction: other.database(), outbox: "PostgreSQL" }),
+        }
+    }
+
+    async fn subscription(&self, id: SubscriptionId) -> Result<Option<SubscriptionRow>, OutboxError> {
+        read::subscription(&self.0.pool, &self.0.codec, id).await.map_err(|error| not_stored(&error))
+    }
+
+    async fn subscriptions(&self, query: &SubscriptionQuery) -> Result<Page<SubscriptionRow>, OutboxError> {
+        read::subscriptions(&self.0.pool, &self.0.codec, query).await.map_err(|error| not_stored(&error))
     }
 
     async fn next_due(&self, after: Micros) -> Result<Option<Micros>, OutboxError> {

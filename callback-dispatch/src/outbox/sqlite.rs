@@ -13,6 +13,7 @@ use crate::{
     dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
     lane::OpenBreaker,
     row::Row,
+    subscription::{FanOut, SubscriptionId, SubscriptionQuery, SubscriptionRow},
     transaction::Connection,
 };
 use apply::Rows;
@@ -153,6 +154,25 @@ impl Store for SqliteOutbox {
             #[cfg(feature = "postgres")]
             other => Err(AcceptError::OtherDatabase { transaction: other.database(), outbox: "SQLite" }),
         }
+    }
+
+    async fn publish_in(&self, connection: Connection<'_>, event: &FanOut) -> Result<u64, AcceptError> {
+        match connection {
+            Connection::Sqlite(connection) => {
+                let published = self.0.rows.fan_out(connection, event).await;
+                published.map_err(|error| AcceptError::Outbox(error.into()))
+            }
+            #[cfg(feature = "postgres")]
+            other => Err(AcceptError::OtherDatabase { transaction: other.database(), outbox: "SQLite" }),
+        }
+    }
+
+    async fn subscription(&self, id: SubscriptionId) -> Result<Option<SubscriptionRow>, OutboxError> {
+        Ok(read::subscription(self.0.database.reader(), &self.0.codec, id).await?)
+    }
+
+    async fn subscriptions(&self, query: &SubscriptionQuery) -> Result<Page<SubscriptionRow>, OutboxError> {
+        Ok(read::subscriptions(self.0.database.reader(), &self.0.codec, query).await?)
     }
 
     async fn look(&self, claim: Claim) -> Result<Option<Claim>, OutboxError> {

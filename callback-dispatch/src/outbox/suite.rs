@@ -8,14 +8,15 @@ use crate::{
     clock::Micros,
     dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
     lane::{LaneKey, OpenBreaker},
-    row::{FailedRow, Order, OrderKey, Request, Row, Stage, Stored},
+    row::{FailedRow, Order, OrderKey, Published, Request, Row, Stage, Stored},
+    subscription::{Detail, FanOut, KeptSecret, SubscriptionEnd, SubscriptionId, SubscriptionQuery, SubscriptionRow},
     transaction::Connection,
     work::Context,
 };
 use async_trait::async_trait;
 use callback_core::{Dsn, ErrorKind, Message, Payload, TaskId};
 use futures_util::{FutureExt, future::BoxFuture};
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 /// A clause: it panics on an outbox that does not keep it.
 type Clause = for<'a> fn(&'a dyn Store) -> BoxFuture<'a, ()>;
@@ -54,6 +55,18 @@ const CLAUSES: &[(&str, Clause)] = clauses![
     what_a_claim_took_is_given_back_unless_it_went_on,
     a_claim_takes_what_there_is_room_for_and_one_at_least,
     breakers_of_long_ago_are_deleted,
+    a_subscription_is_kept_as_it_was_stored,
+    a_change_counts_if_nobody_else_changed_it,
+    the_first_end_of_a_subscription_wins,
+    subscriptions_are_listed_by_owner_a_page_at_a_time,
+    an_event_reaches_those_that_want_it_and_no_others,
+    deliveries_of_an_event_share_it_and_have_ids_of_their_own,
+    one_for_one_event_gets_one,
+    those_in_order_get_their_events_one_at_a_time_and_numbered,
+    events_of_one_key_reach_each_one_at_a_time,
+    a_dsn_that_is_gone_ends_its_subscriptions,
+    a_subscription_is_kept_as_long_as_a_row_of_it,
+    published_events_are_stored_with_their_result_and_not_without,
 ];
 
 const NOW: Micros = Micros(1_000_000);
@@ -78,6 +91,7 @@ fn event(dsn: &str) -> Row {
         expires: Micros::NEVER,
         order: None,
         idempotency: None,
+        subscribed: None,
         work: None,
         result: Some(message(id)),
     }
@@ -91,7 +105,7 @@ fn task(worker: &str) -> Row {
 
 fn message(id: TaskId) -> Arc<Stored> {
     let message = Message::builder("a.b").id(id.into()).payload("result").build().expect("a message");
-    Arc::new(Stored { message, failed: false, traceparent: None })
+    Arc::new(Stored { message, failed: false, traceparent: None, service: None })
 }
 
 fn in_order(number: u8, stops: bool) -> Row {
@@ -163,7 +177,7 @@ fn settle(row: &Row, to: Stage) -> Settle {
     Settle { id, token, from, to, held: false, due: row.due, attempts, now: NOW, kind, failed, order }
 }
 
-fn result(row: &Row, token: u32, events: Vec<Arc<Row>>) -> Write {
+fn result(row: &Row, token: u32, events: Vec<Published>) -> Write {
     let (id, order) = (row.id, row.order);
     Write::Result { id, token, to: Stage::Delivering, held: false, now: NOW, result: message(id), order, events }
 }
@@ -251,8 +265,8 @@ async fn events_are_stored_with_their_result_and_not_without(store: &dyn Store) 
     let (row, stored, refused) = (task("worker"), event(OTHER), event(OTHER));
     insert(store, &row).await;
     let claimed = claim(store).await.remove(0);
-    assert!(!done(store, result(&claimed, 0, vec![Arc::new(refused.clone())])).await);
-    assert!(done(store, result(&claimed, claimed.token, vec![Arc::new(stored.clone())])).await);
+    assert!(!done(store, result(&claimed, 0, vec![Published::To(Arc::new(refused.clone()))])).await);
+    assert!(done(store, result(&claimed, claimed.token, vec![Published::To(Arc::new(stored.clone()))])).await);
     assert!(find(store, refused.id).await.is_none());
     assert_eq!(kept(store, stored.id).await.stage, Stage::Delivering);
     assert_eq!(kept(store, row.id).await.stage, Stage::Delivering);
@@ -541,6 +555,291 @@ async fn breakers_of_long_ago_are_deleted(store: &dyn Store) {
     assert_eq!(kept.iter().map(|it| &it.lane).collect::<Vec<_>>(), [&lane(OTHER)]);
 }
 
+fn subscription(dsn: &str) -> SubscriptionRow {
+    let detail = Detail { meta: serde_json::json!({ "a": 1 }), profile: Some("hal".into()), ..Detail::default() };
+    SubscriptionRow {
+        id: SubscriptionId(TaskId::new()),
+        revision: 0,
+        owner: Some("owner".into()),
+        dsn: dsn.parse().expect("a Dsn"),
+        once: false,
+        ordered: false,
+        stops: false,
+        active: true,
+        spent: false,
+        ended: None,
+        ended_at: None,
+        created_at: NOW,
+        expires: Micros::NEVER,
+        sequence: 0,
+        detail,
+    }
+}
+
+fn wanting(service: Option<&str>, events: &[&str]) -> SubscriptionRow {
+    let row = subscription(DSN);
+    let events = events.iter().map(|event| (*event).to_owned()).collect();
+    SubscriptionRow { detail: Detail { service: service.map(str::to_owned), events, ..row.detail.clone() }, ..row }
+}
+
+fn to_all(event_type: &str, service: Option<&str>) -> FanOut {
+    let id = TaskId::new();
+    let message = Message::builder(event_type).id(id.into()).payload("event").build().expect("a message");
+    let service = service.map(str::to_owned);
+    let stored = Arc::new(Stored { message, failed: false, traceparent: None, service });
+    FanOut { id, stored, owner: None, key: None, now: NOW, expires: Micros::NEVER }
+}
+
+async fn subscribe(store: &dyn Store, row: &SubscriptionRow) {
+    assert!(done(store, Write::Subscribe(Arc::new(row.clone()))).await);
+}
+
+async fn publish(store: &dyn Store, event: &FanOut) -> u64 {
+    count(store, Write::Publish(Arc::new(event.clone()))).await
+}
+
+async fn subscribed(store: &dyn Store, row: &SubscriptionRow) -> SubscriptionRow {
+    store.subscription(row.id).await.expect("readable").expect("it is kept")
+}
+
+async fn a_subscription_is_kept_as_it_was_stored(store: &dyn Store) {
+    let secret = KeptSecret { secret: "secret".into(), until: 7 };
+    let plain = subscription(DSN);
+    let detail = Detail { topic: true, secrets: vec![secret], ..plain.detail.clone() };
+    let expires = Micros(NOW.0 + 1);
+    let full =
+        SubscriptionRow { once: true, ordered: true, stops: true, expires, owner: None, detail, ..subscription(OTHER) };
+    for row in [plain, full] {
+        subscribe(store, &row).await;
+        let kept = subscribed(store, &row).await;
+        assert_eq!((format!("{kept:?}"), kept.kept()), (format!("{row:?}"), row.kept()));
+    }
+    assert!(store.subscription(subscription(DSN).id).await.expect("readable").is_none());
+}
+
+async fn a_change_counts_if_nobody_else_changed_it(store: &dyn Store) {
+    let row = wanting(None, &["a.b"]);
+    subscribe(store, &row).await;
+    let detail = Detail { events: vec!["c.d".into()], ..row.detail.clone() };
+    let changed = SubscriptionRow { revision: 1, active: true, expires: Micros(NOW.0 + 9), detail, ..row.clone() };
+    assert!(done(store, Write::ChangeSubscription(Arc::new(changed.clone()))).await);
+    assert!(!done(store, Write::ChangeSubscription(Arc::new(changed.clone()))).await);
+    assert_eq!(format!("{:?}", subscribed(store, &row).await), format!("{changed:?}"));
+    assert_eq!(publish(store, &to_all("a.b", None)).await, 0);
+    assert_eq!(publish(store, &to_all("c.d", None)).await, 1);
+    let paused = SubscriptionRow { revision: 2, active: false, ..changed };
+    assert!(done(store, Write::ChangeSubscription(Arc::new(paused))).await);
+    assert_eq!(publish(store, &to_all("c.d", None)).await, 0);
+}
+
+async fn the_first_end_of_a_subscription_wins(store: &dyn Store) {
+    let row = subscription(DSN);
+    subscribe(store, &row).await;
+    let end = |end, now| Write::EndSubscription { id: row.id, end, now };
+    assert!(done(store, end(SubscriptionEnd::Cancelled, NOW)).await);
+    let again = write(store, end(SubscriptionEnd::Completed, Micros(NOW.0 + 1))).await.expect("stored");
+    assert!(matches!(again, Written::Superseded), "{again:?}");
+    let kept = subscribed(store, &row).await;
+    assert_eq!((kept.ended, kept.ended_at), (Some(SubscriptionEnd::Cancelled), Some(NOW)));
+    assert_eq!(publish(store, &to_all("a.b", None)).await, 0);
+    let changed = SubscriptionRow { revision: 1, ..row.clone() };
+    assert!(!done(store, Write::ChangeSubscription(Arc::new(changed))).await);
+    let id = subscription(DSN).id;
+    let unknown = Write::EndSubscription { id, end: SubscriptionEnd::Cancelled, now: NOW };
+    assert!(matches!(write(store, unknown).await.expect("stored"), Written::Unknown));
+}
+
+async fn subscriptions_are_listed_by_owner_a_page_at_a_time(store: &dyn Store) {
+    let rows: Vec<SubscriptionRow> = (0..5).map(|_| subscription(DSN)).collect();
+    let other = SubscriptionRow { owner: Some("other".into()), ..subscription(DSN) };
+    for row in rows.iter().chain([&other]) {
+        subscribe(store, row).await;
+    }
+    let mut query = SubscriptionQuery::default().owner("owner").limit(2);
+    let mut found = Vec::new();
+    loop {
+        let page = store.subscriptions(&query).await.expect("readable");
+        found.extend(page.items.iter().map(|row| row.id));
+        let Some(next) = page.next else { break };
+        query = query.after(next);
+    }
+    assert_eq!(found, rows.iter().map(|row| row.id).collect::<Vec<_>>());
+    let all = store.subscriptions(&SubscriptionQuery::default()).await.expect("readable");
+    assert_eq!((all.items.len(), all.next), (6, None));
+}
+
+async fn an_event_reaches_those_that_want_it_and_no_others(store: &dyn Store) {
+    let all = wanting(None, &[]);
+    let of_type = wanting(None, &["a.b", "c.d"]);
+    let of_service = wanting(Some("orders"), &[]);
+    let of_both = wanting(Some("orders"), &["a.b"]);
+    let elsewhere = wanting(Some("parts"), &["a.b"]);
+    let paused = SubscriptionRow { active: false, ..wanting(None, &[]) };
+    let over = SubscriptionRow { expires: NOW, ..wanting(None, &[]) };
+    let others = SubscriptionRow { owner: Some("other".into()), ..wanting(None, &["x.y"]) };
+    for row in [&all, &of_type, &of_service, &of_both, &elsewhere, &paused, &over, &others] {
+        subscribe(store, row).await;
+    }
+    let owned = |owner: &str| FanOut { owner: Some(owner.into()), ..to_all("x.y", None) };
+    for (event, expected) in [
+        (to_all("a.b", Some("orders")), vec![&all, &of_type, &of_service, &of_both]),
+        (to_all("a.b", None), vec![&all, &of_type]),
+        (to_all("c.d", Some("orders")), vec![&all, &of_type, &of_service]),
+        (to_all("e.f", None), vec![&all]),
+        (owned("other"), vec![&others]),
+        (owned("owner"), vec![&all]),
+        (owned("nobody"), vec![]),
+    ] {
+        assert_eq!(publish(store, &event).await, expected.len() as u64, "{event:?}");
+        let mut reached: Vec<SubscriptionId> =
+            claim(store).await.iter().map(|row| row.subscribed.as_ref().expect("it serves one").to.id).collect();
+        reached.sort_unstable();
+        assert_eq!(reached, expected.iter().map(|row| row.id).collect::<Vec<_>>(), "{event:?}");
+    }
+}
+
+async fn deliveries_of_an_event_share_it_and_have_ids_of_their_own(store: &dyn Store) {
+    let rows = [subscription(DSN), subscription(OTHER)];
+    for row in &rows {
+        subscribe(store, row).await;
+    }
+    let event = to_all("a.b", Some("orders"));
+    assert_eq!(publish(store, &event).await, 2);
+    let claimed = claim(store).await;
+    let ids: BTreeSet<TaskId> = claimed.iter().map(|row| row.id).collect();
+    assert_eq!(ids, rows.iter().map(|row| event.delivery(row)).collect());
+    for row in &claimed {
+        let to = &row.subscribed.as_ref().expect("it serves one").to;
+        let stored = row.result.as_ref().expect("a message");
+        let message = &stored.message;
+        assert_eq!((message.id(), message.event_id()), (&row.id.into(), &event.id.into()));
+        assert_eq!((message.subject(), message.sequence()), (Some(&*to.id.to_string()), None));
+        assert_eq!((message.body(), stored.service.as_deref()), (event.stored.message.body(), Some("orders")));
+        assert_eq!(row.dsn.as_ref(), Some(&to.dsn));
+        assert_eq!((&row.owner, row.size()), (&to.owner, 1_024 + row.subscribed.as_ref().expect("one").share));
+        assert_eq!(format!("{to:?}"), format!("{:?}", subscribed(store, to).await));
+    }
+    let body = |row: &Row| row.result.as_ref().expect("a message").message.body().as_ptr().addr();
+    assert_eq!(body(&claimed[0]), body(&claimed[1]), "the body is read once");
+    // It is one row like another from here on.
+    assert!(done(store, Write::Settle(settle(&claimed[0], Stage::Dead))).await);
+    let letter = store.dead_letter(claimed[0].id).await.expect("readable").expect("it is dead");
+    assert_eq!((letter.message.body(), Some(&letter.dsn)), (event.stored.message.body(), claimed[0].dsn.as_ref()));
+    let new = message(claimed[0].id);
+    let again = Write::ReplayAsNew { id: claimed[0].id, now: NOW, result: Arc::clone(&new) };
+    assert!(done(store, again).await);
+    let replayed = kept(store, claimed[0].id).await;
+    assert_eq!(replayed.result.expect("a message").message, new.message);
+    assert_eq!(replayed.dsn, claimed[0].dsn);
+}
+
+async fn one_for_one_event_gets_one(store: &dyn Store) {
+    let row = SubscriptionRow { once: true, ..subscription(DSN) };
+    subscribe(store, &row).await;
+    assert_eq!(publish(store, &to_all("a.b", None)).await, 1);
+    assert_eq!(publish(store, &to_all("a.b", None)).await, 0);
+    let kept = subscribed(store, &row).await;
+    assert_eq!((kept.spent, kept.ended), (true, None));
+}
+
+async fn those_in_order_get_their_events_one_at_a_time_and_numbered(store: &dyn Store) {
+    let row = SubscriptionRow { ordered: true, ..subscription(DSN) };
+    subscribe(store, &row).await;
+    subscribe(store, &SubscriptionRow { ordered: true, ..subscription(OTHER) }).await;
+    for key in [None, Some("1"), Some("2")] {
+        let key = key.map(FanOut::key);
+        assert_eq!(publish(store, &FanOut { key, ..to_all("a.b", None) }).await, 2);
+    }
+    for (number, end) in [(1, Stage::Delivered), (2, Stage::Dead), (3, Stage::Delivered)] {
+        let claimed = claim(store).await;
+        assert_eq!(claimed.len(), 2, "one of each");
+        for row in &claimed {
+            assert_eq!(row.result.as_ref().expect("a message").message.sequence(), Some(number));
+            assert!(done(store, Write::Settle(settle(row, end))).await);
+        }
+    }
+    assert_eq!(subscribed(store, &row).await.sequence, 3);
+}
+
+async fn events_of_one_key_reach_each_one_at_a_time(store: &dyn Store) {
+    for dsn in [DSN, OTHER] {
+        subscribe(store, &subscription(dsn)).await;
+    }
+    let keyed = |key: &str| FanOut { key: Some(FanOut::key(key)), ..to_all("a.b", None) };
+    for event in [keyed("1"), keyed("1"), keyed("2"), to_all("a.b", None)] {
+        assert_eq!(publish(store, &event).await, 2);
+    }
+    let claimed = claim(store).await;
+    assert_eq!(claimed.len(), 6, "the second of the first key waits, at each");
+    for row in claimed.iter().filter(|row| row.order.is_some()) {
+        assert!(done(store, Write::Settle(settle(row, Stage::Delivered))).await);
+    }
+    let claimed = claim(store).await;
+    assert_eq!(claimed.len(), 2);
+    assert!(claimed.iter().all(|row| row.result.as_ref().expect("a message").message.sequence().is_none()));
+}
+
+async fn a_dsn_that_is_gone_ends_its_subscriptions(store: &dyn Store) {
+    let (gone, other) = (subscription(DSN), subscription("custom://a/other"));
+    for row in [&gone, &other] {
+        subscribe(store, row).await;
+    }
+    assert_eq!(publish(store, &to_all("a.b", None)).await, 2);
+    let bury = Write::Bury { dsn: DSN.parse().expect("a Dsn"), now: NOW, limit: 10 };
+    assert_eq!(ended(store, bury).await.len(), 1);
+    let kept = subscribed(store, &gone).await;
+    assert_eq!((kept.ended, kept.ended_at), (Some(SubscriptionEnd::Gone), Some(NOW)));
+    assert_eq!(subscribed(store, &other).await.ended, None);
+    assert_eq!(publish(store, &to_all("a.b", None)).await, 1);
+}
+
+async fn a_subscription_is_kept_as_long_as_a_row_of_it(store: &dyn Store) {
+    let (cancelled, over) = (subscription(DSN), SubscriptionRow { expires: Micros(NOW.0 + 1), ..subscription(OTHER) });
+    let live =
+        SubscriptionRow { detail: Detail { events: vec!["c.d".into()], ..Detail::default() }, ..subscription(DSN) };
+    for row in [&cancelled, &over, &live] {
+        subscribe(store, row).await;
+    }
+    assert_eq!(publish(store, &to_all("a.b", None)).await, 2);
+    let claimed = claim(store).await;
+    let end = Write::EndSubscription { id: cancelled.id, end: SubscriptionEnd::Cancelled, now: NOW };
+    assert!(done(store, end).await);
+    let clean = || {
+        let before = Micros(NOW.0 + 2);
+        Write::Clean { before, keyed_before: before, breakers_before: before, limit: 10 }
+    };
+    count(store, clean()).await;
+    for row in [&cancelled, &over] {
+        subscribed(store, row).await;
+    }
+    for row in &claimed {
+        assert!(done(store, Write::Settle(settle(row, Stage::Delivered))).await);
+    }
+    count(store, clean()).await;
+    for row in [&cancelled, &over] {
+        assert!(store.subscription(row.id).await.expect("readable").is_none());
+    }
+    subscribed(store, &live).await;
+}
+
+async fn published_events_are_stored_with_their_result_and_not_without(store: &dyn Store) {
+    subscribe(store, &subscription(OTHER)).await;
+    let (row, deferred) = (task("worker"), task("worker"));
+    insert(store, &row).await;
+    insert(store, &deferred).await;
+    let all = || vec![Published::All(Arc::new(to_all("a.b", None)))];
+    let claimed = claim(store).await;
+    let find = |id| claimed.iter().find(|row| row.id == id).expect("claimed");
+    assert!(!done(store, result(find(row.id), 0, all())).await);
+    assert_eq!(store.depth(NOW).await.expect("readable").0, 0);
+    assert!(done(store, result(find(row.id), find(row.id).token, all())).await);
+    // The result, and the delivery.
+    assert_eq!(store.depth(NOW).await.expect("readable").0, 2);
+    let token = find(deferred.id).token;
+    assert!(done(store, Write::Defer { id: deferred.id, token, events: all() }).await);
+    assert_eq!(claim(store).await.len(), 3);
+}
+
 #[tokio::test]
 async fn memory_keeps_every_clause() {
     for (name, clause) in CLAUSES {
@@ -610,6 +909,18 @@ enum Fault {
     GivesNothingBack,
     IgnoresSizes,
     KeepsBreakers,
+    LosesSubscriptions,
+    IgnoresRevisions,
+    EndsAgain,
+    ListsEverybodys,
+    IgnoresWishes,
+    ChangesSubjects,
+    NeverSpent,
+    IgnoresOrderOfAll,
+    IgnoresKeysOfAll,
+    EndsNothing,
+    ForgetsSubscriptions,
+    LosesPublished,
 }
 
 /// What breaks, and the clause that must notice.
@@ -643,6 +954,18 @@ const BROKEN: &[(Fault, &str)] = &[
     (Fault::GivesNothingBack, "what_a_claim_took_is_given_back_unless_it_went_on"),
     (Fault::ConfirmsEverything, "what_is_confirmed_is_stored_and_what_is_not_never_was"),
     (Fault::KeepsBreakers, "breakers_of_long_ago_are_deleted"),
+    (Fault::LosesSubscriptions, "a_subscription_is_kept_as_it_was_stored"),
+    (Fault::IgnoresRevisions, "a_change_counts_if_nobody_else_changed_it"),
+    (Fault::EndsAgain, "the_first_end_of_a_subscription_wins"),
+    (Fault::ListsEverybodys, "subscriptions_are_listed_by_owner_a_page_at_a_time"),
+    (Fault::IgnoresWishes, "an_event_reaches_those_that_want_it_and_no_others"),
+    (Fault::ChangesSubjects, "deliveries_of_an_event_share_it_and_have_ids_of_their_own"),
+    (Fault::NeverSpent, "one_for_one_event_gets_one"),
+    (Fault::IgnoresOrderOfAll, "those_in_order_get_their_events_one_at_a_time_and_numbered"),
+    (Fault::IgnoresKeysOfAll, "events_of_one_key_reach_each_one_at_a_time"),
+    (Fault::EndsNothing, "a_dsn_that_is_gone_ends_its_subscriptions"),
+    (Fault::ForgetsSubscriptions, "a_subscription_is_kept_as_long_as_a_row_of_it"),
+    (Fault::LosesPublished, "published_events_are_stored_with_their_result_and_not_without"),
 ];
 
 /// An outbox in memory with one fault.
@@ -664,6 +987,8 @@ impl Broken {
             (Fault::LosesInserts, Write::Insert(_))
             | (Fault::ForgetsBreakers, Write::OpenBreaker(_))
             | (Fault::KeepsHoldersAtRecovery, Write::Recover)
+            | (Fault::LosesSubscriptions, Write::Subscribe(_))
+            | (Fault::EndsAgain, Write::EndSubscription { .. })
             | (Fault::ReplaysNothing, Write::Replay { .. })
             | (Fault::DefersNothing, Write::Defer { .. })
             | (Fault::GivesNothingBack, Write::GiveBack { .. })
@@ -696,6 +1021,33 @@ impl Broken {
                 Write::Settle(Settle { from, ..step })
             }
             (Fault::LosesEvents, Write::Result { id, token, to, held, now, result, order, .. }) => {
+                Write::Result { id, token, to, held, now, result, order, events: Vec::new() }
+            }
+            (Fault::IgnoresRevisions, Write::ChangeSubscription(row)) => {
+                let found = self.inner.subscription(row.id).now_or_never().and_then(Result::ok).flatten();
+                let revision = found.map_or(row.revision, |found| found.revision + 1);
+                Write::ChangeSubscription(Arc::new(SubscriptionRow { revision, ..SubscriptionRow::clone(&row) }))
+            }
+            (Fault::IgnoresWishes, Write::Subscribe(row)) => {
+                let detail = Detail { events: Vec::new(), service: None, ..row.detail.clone() };
+                Write::Subscribe(Arc::new(SubscriptionRow { detail, ..SubscriptionRow::clone(&row) }))
+            }
+            (Fault::ChangesSubjects, Write::Publish(event)) => {
+                Write::Publish(Arc::new(FanOut { id: TaskId::new(), ..FanOut::clone(&event) }))
+            }
+            (Fault::NeverSpent, Write::Subscribe(row)) => {
+                Write::Subscribe(Arc::new(SubscriptionRow { once: false, ..SubscriptionRow::clone(&row) }))
+            }
+            (Fault::IgnoresOrderOfAll, Write::Subscribe(row)) => {
+                Write::Subscribe(Arc::new(SubscriptionRow { ordered: false, ..SubscriptionRow::clone(&row) }))
+            }
+            (Fault::IgnoresKeysOfAll, Write::Publish(event)) => {
+                Write::Publish(Arc::new(FanOut { key: None, ..FanOut::clone(&event) }))
+            }
+            (Fault::EndsNothing, Write::Bury { now, limit, .. }) => {
+                Write::Bury { dsn: "custom://nobody/".parse().expect("a Dsn"), now, limit }
+            }
+            (Fault::LosesPublished, Write::Result { id, token, to, held, now, result, order, .. }) => {
                 Write::Result { id, token, to, held, now, result, order, events: Vec::new() }
             }
             (Fault::PurgesNothing, Write::Purge { now, .. }) => Write::Purge { ids: Vec::new(), now },
@@ -760,6 +1112,24 @@ impl Store for Broken {
 
     async fn insert_in(&self, connection: Connection<'_>, row: Arc<Row>) -> Result<Written, AcceptError> {
         self.inner.insert_in(connection, row).await
+    }
+
+    async fn publish_in(&self, connection: Connection<'_>, event: &FanOut) -> Result<u64, AcceptError> {
+        self.inner.publish_in(connection, event).await
+    }
+
+    async fn subscription(&self, id: SubscriptionId) -> Result<Option<SubscriptionRow>, OutboxError> {
+        let found = self.inner.subscription(id).await?;
+        Ok(found.filter(|row| !(matches!(self.fault, Fault::ForgetsSubscriptions) && row.ended.is_some())))
+    }
+
+    async fn subscriptions(&self, query: &SubscriptionQuery) -> Result<Page<SubscriptionRow>, OutboxError> {
+        match self.fault {
+            Fault::ListsEverybodys => {
+                self.inner.subscriptions(&SubscriptionQuery { owner: None, ..query.clone() }).await
+            }
+            _ => self.inner.subscriptions(query).await,
+        }
     }
 
     async fn next_due(&self, after: Micros) -> Result<Option<Micros>, OutboxError> {

@@ -5,7 +5,8 @@ use crate::{
     clock::Micros,
     dead_letter::{Cursor, DeadLetterQuery},
     lane::LaneKey,
-    row::{FailedRow, Idempotency, Order, OrderKey, Request, Row, Stage, Stored},
+    row::{FailedRow, Idempotency, Order, OrderKey, Published, Request, Row, Stage, Stored},
+    subscription::{Detail, FanOut, SubscriptionEnd, SubscriptionId, SubscriptionRow},
     work::Context,
 };
 use callback_core::{ErrorKind, Message, Payload, Phase, TaskId};
@@ -16,8 +17,12 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 /// How many rows there are at most, so that steps meet.
 const ROWS: usize = 6;
 
+/// And subscriptions.
+const SUBSCRIPTIONS: usize = 3;
+
 const WORKERS: [&str; 2] = ["one", "two"];
 const DSNS: [&str; 2] = ["memory://a", "https://user:password@b.example/path?query"];
+const EVENTS: [&str; 2] = ["a.b", "c.d"];
 const KINDS: [ErrorKind; 3] = [ErrorKind::Refused, ErrorKind::Gone, ErrorKind::TimedOut];
 
 /// One write, by the numbers of rows: their ids and tokens are known when it is made.
@@ -93,6 +98,31 @@ enum Step {
     Clean {
         age: i64,
     },
+    Subscribe {
+        dsn: usize,
+        owner: bool,
+        once: bool,
+        ordered: bool,
+        stops: bool,
+        event: bool,
+        service: bool,
+        lease: Option<i64>,
+    },
+    ChangeSubscription {
+        subscription: usize,
+        stale: bool,
+        active: bool,
+        event: bool,
+    },
+    EndSubscription {
+        subscription: usize,
+    },
+    Publish {
+        event: bool,
+        service: bool,
+        owner: bool,
+        key: Option<usize>,
+    },
     Recover,
     /// Both from the last time on.
     PullIn {
@@ -135,6 +165,17 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..DSNS.len(), 1..3usize).prop_map(|(dsn, limit)| Step::Bury { dsn, limit }),
         1 => (1..3usize).prop_map(|limit| Step::Expire { limit }),
         1 => (0..30i64).prop_map(|age| Step::Clean { age }),
+        2 => ((0..DSNS.len(), any::<bool>(), prop::bool::weighted(0.3), any::<bool>()),
+            (any::<bool>(), any::<bool>(), any::<bool>(), prop::option::weighted(0.3, 0..40i64)))
+            .prop_map(|((dsn, owner, once, ordered), (stops, event, service, lease))| {
+                Step::Subscribe { dsn, owner, once, ordered, stops, event, service, lease }
+            }),
+        1 => (0..SUBSCRIPTIONS, stale(), any::<bool>(), any::<bool>()).prop_map(|(subscription, stale, active, event)| {
+            Step::ChangeSubscription { subscription, stale, active, event }
+        }),
+        1 => (0..SUBSCRIPTIONS + 1).prop_map(|subscription| Step::EndSubscription { subscription }),
+        3 => (any::<bool>(), any::<bool>(), prop::bool::weighted(0.2), prop::option::of(0..2usize))
+            .prop_map(|(event, service, owner, key)| Step::Publish { event, service, owner, key }),
         1 => Just(Step::Recover),
         2 => (-20..20_i64, 0..20_i64).prop_map(|(now, latest)| Step::PullIn { now, latest }),
         3 => vec((stale(), to(), any::<bool>(), failed()), 2..ROWS).prop_map(Step::Together),
@@ -147,6 +188,7 @@ struct Outboxes {
     /// What is compared with memory.
     databases: Vec<Arc<dyn Store>>,
     ids: Vec<TaskId>,
+    subscriptions: Vec<SubscriptionId>,
     now: i64,
 }
 
@@ -159,7 +201,8 @@ async fn postgres(outbox: super::PostgresOutboxBuilder) -> Option<Arc<dyn Store>
 
 impl Outboxes {
     fn new(databases: Vec<Arc<dyn Store>>) -> Self {
-        Self { memory: MemoryOutbox::new(), databases, ids: Vec::new(), now: 1_000 }
+        let (ids, subscriptions) = (Vec::new(), Vec::new());
+        Self { memory: MemoryOutbox::new(), databases, ids, subscriptions, now: 1_000 }
     }
 
     fn tick(&mut self) -> Micros {
@@ -185,8 +228,27 @@ impl Outboxes {
         LaneKey { owner: owner.then(|| "acme".into()), destination: dsn.destination() }
     }
 
-    fn event(&mut self) -> Arc<Row> {
-        Arc::new(self.new_row(true, false, 0, Some(0), false, 0))
+    fn event(&mut self) -> Published {
+        Published::To(Arc::new(self.new_row(true, false, 0, Some(0), false, 0)))
+    }
+
+    fn subscription_id(&self, number: usize) -> SubscriptionId {
+        // One more than there are: nobody knows it.
+        self.subscriptions.get(number).copied().unwrap_or_else(|| SubscriptionId(TaskId::new()))
+    }
+
+    async fn subscription(&self, id: SubscriptionId) -> Option<SubscriptionRow> {
+        self.memory.subscription(id).await.expect("readable")
+    }
+
+    fn fan_out(&mut self, event: bool, service: bool, owner: bool, key: Option<usize>) -> Arc<FanOut> {
+        let (id, now) = (TaskId::new(), self.tick());
+        let message = Message::builder(EVENTS[usize::from(event)]).id(id.into()).time(now.to_system());
+        let message = message.payload(format!("event {now:?}")).build().expect("a valid message");
+        let service = service.then(|| "orders".to_owned());
+        let stored = Arc::new(Stored { message, failed: false, traceparent: None, service });
+        let (owner, key) = (owner.then(|| "acme".into()), key.map(|key| FanOut::key(WORKERS[key])));
+        Arc::new(FanOut { id, stored, owner, key, now, expires: Micros::NEVER })
     }
 
     fn new_row(&mut self, event: bool, held: bool, worker: usize, dsn: Option<usize>, owner: bool, due: i64) -> Row {
@@ -210,6 +272,7 @@ impl Outboxes {
             expires: Micros::NEVER,
             order: None,
             idempotency: None,
+            subscribed: None,
             work: (!event).then(|| Arc::new(work)),
             result: event.then(|| result(id, now)),
         }
@@ -340,6 +403,52 @@ impl Outboxes {
                 // All that is old: an event that has ended, memory has forgotten already.
                 Write::Clean { before, keyed_before: Micros(before.0 - 10), breakers_before: before, limit: 100 }
             }
+            Step::Subscribe { .. } if self.subscriptions.len() >= SUBSCRIPTIONS => return Vec::new(),
+            Step::Subscribe { dsn, owner, once, ordered, stops, event, service, lease } => {
+                let created_at = self.tick();
+                let row = SubscriptionRow {
+                    id: SubscriptionId(TaskId::new()),
+                    revision: 0,
+                    owner: owner.then(|| "acme".into()),
+                    dsn: DSNS[dsn].parse().expect("a valid Dsn"),
+                    once,
+                    ordered,
+                    stops,
+                    active: true,
+                    spent: false,
+                    ended: None,
+                    ended_at: None,
+                    created_at,
+                    expires: lease.map_or(Micros::NEVER, |lease| Micros(created_at.0 + lease)),
+                    sequence: 0,
+                    detail: Detail {
+                        events: if event { vec!["a.b".into()] } else { Vec::new() },
+                        service: service.then(|| "orders".into()),
+                        ..Detail::default()
+                    },
+                };
+                self.subscriptions.push(row.id);
+                Write::Subscribe(Arc::new(row))
+            }
+            Step::ChangeSubscription { subscription, stale, active, event } => {
+                let id = self.subscription_id(subscription);
+                self.tick();
+                let Some(mut row) = self.subscription(id).await else { return Vec::new() };
+                row.revision += u32::from(!stale);
+                row.active = active;
+                row.detail.events = if event { vec!["c.d".into()] } else { Vec::new() };
+                Write::ChangeSubscription(Arc::new(row))
+            }
+            Step::EndSubscription { subscription } => {
+                let (id, now) = (self.subscription_id(subscription), self.tick());
+                // Memory deletes it sooner.
+                if self.subscriptions.contains(&id) && self.subscription(id).await.is_none() {
+                    return Vec::new();
+                }
+                Write::EndSubscription { id, end: SubscriptionEnd::Cancelled, now }
+            }
+            Step::Publish { .. } if self.ids.len() >= 4 * ROWS => return Vec::new(),
+            Step::Publish { event, service, owner, key } => Write::Publish(self.fan_out(event, service, owner, key)),
             Step::Recover => Write::Recover,
             Step::PullIn { now, latest } => {
                 let now = Micros(self.now + now);
@@ -361,7 +470,15 @@ impl Outboxes {
     async fn check(&mut self, step: Step) {
         let told = format!("{step:?}");
         let writes = self.writes(step).await;
-        let new: Vec<TaskId> = writes.iter().flat_map(events).collect();
+        let mut new: Vec<TaskId> = writes.iter().flat_map(events).collect();
+        for write in &writes {
+            let Write::Publish(event) = write else { continue };
+            for id in &self.subscriptions {
+                new.extend(
+                    self.subscription(*id).await.filter(|row| event.is_for(row)).map(|row| event.delivery(&row)),
+                );
+            }
+        }
         let memory = join_all(writes.iter().map(|step| write(&self.memory, step.clone()))).await;
         let memory: Vec<Written> = memory.into_iter().map(|written| written.expect("stored")).collect();
         for database in &self.databases {
@@ -387,6 +504,16 @@ impl Outboxes {
             let (memory, kept) = (memory.expect("readable"), kept.expect("readable"));
             let kept = kept.filter(is_kept);
             assert_eq!(memory.as_ref().map(all_of), kept.as_ref().map(all_of), "after {told}");
+        }
+        for id in &self.subscriptions {
+            let (memory, kept) = (self.memory.subscription(*id).await, database.subscription(*id).await);
+            let (memory, kept) = (memory.expect("readable"), kept.expect("readable"));
+            // Memory forgets its rows sooner, and so what they are of.
+            let told_of = |row: &SubscriptionRow| (format!("{row:?}"), row.kept());
+            if memory.is_some() || kept.as_ref().is_some_and(|row| row.ended.is_none() && row.expires == Micros::NEVER)
+            {
+                assert_eq!(memory.as_ref().map(told_of), kept.as_ref().map(told_of), "after {told}");
+            }
         }
         for after in [0, self.now - 20, self.now, self.now + 20] {
             let (memory, kept) = (self.memory.next_due(Micros(after)).await, database.next_due(Micros(after)).await);
@@ -420,13 +547,24 @@ impl Outboxes {
 fn result(id: TaskId, now: Micros) -> Arc<Stored> {
     let message = Message::builder("a.b").id(id.into()).subject("ä").header("x-b", "1").time(now.to_system());
     let message = message.payload(format!("result {now:?}")).build().expect("a valid message");
-    Arc::new(Stored { message, failed: now.0 % 2 == 0, traceparent: (now.0 % 3 == 0).then(|| "t".into()) })
+    Arc::new(Stored {
+        message,
+        failed: now.0 % 2 == 0,
+        traceparent: (now.0 % 3 == 0).then(|| "t".into()),
+        service: None,
+    })
 }
 
 /// The events that a write stores if it counts.
 fn events(write: &Write) -> Vec<TaskId> {
     match write {
-        Write::Result { events, .. } | Write::Defer { events, .. } => events.iter().map(|row| row.id).collect(),
+        Write::Result { events, .. } | Write::Defer { events, .. } => events
+            .iter()
+            .filter_map(|event| match event {
+                Published::To(row) => Some(row.id),
+                Published::All(_) => None,
+            })
+            .collect(),
         _ => Vec::new(),
     }
 }

@@ -22,6 +22,7 @@ mod order;
 mod paused_time;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod profiles;
 mod recovery;
 mod retry;
 #[cfg(all(feature = "sqlite", feature = "seal"))]
@@ -30,5 +31,6 @@ mod secrets;
 mod signature;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+mod subscriptions;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod transaction;

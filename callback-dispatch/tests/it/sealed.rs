@@ -3,7 +3,8 @@
 use crate::support::{CustomSink, Home, KEY, accept, dsn, echo, ended, in_time, start};
 use callback_core::{Message, SinkError, TaskId};
 use callback_dispatch::{
-    DeadLetter, DeadLetters, Dispatcher, Interrupted, Outcome, SealKeys, SqliteOutbox, Task, TaskState, Work,
+    DeadLetter, DeadLetters, Dispatcher, Interrupted, NewSubscription, Os1, Outcome, SealKeys, SqliteOutbox, Task,
+    TaskState, Work,
 };
 use serde_json::json;
 use sqlx::Executor;
@@ -32,7 +33,7 @@ fn secret_event() -> callback_dispatch::Event {
 /// Refuses everything, and tells why.
 async fn refusing(builder: callback_dispatch::DispatcherBuilder) -> Dispatcher {
     let sink = CustomSink::new(|_| async { Err(SinkError::refused(format!("no {PLANTED}"))) });
-    start(builder.sink(sink)).await
+    start(builder.sink(sink).profile(Os1::new("x-hmac"))).await
 }
 
 /// A whole life: work that dies, work that ends, work that waits for nobody, and an event. Gives the dead one.
@@ -49,6 +50,9 @@ async fn live(dispatcher: &Dispatcher) -> TaskId {
             .extension("secret", PLANTED)
             .pass_on("x-request-id", PLANTED)
             .correlation_id(PLANTED)
+            .meta(PLANTED)
+            .secret(PLANTED)
+            .profile("os1")
     };
     let dead = worker.accept(work().callback(secret_dsn())).await.expect("accepted").id();
     let completed = worker.accept(work()).await.expect("accepted").id();
@@ -58,6 +62,11 @@ async fn live(dispatcher: &Dispatcher) -> TaskId {
     let deferring = dispatcher.worker("deferring", Interrupted::RunAgain).run(deferring).expect("registered");
     deferring.accept(work().callback(secret_dsn())).await.expect("accepted");
     dispatcher.publish(secret_event()).await.expect("published");
+    let subscription =
+        NewSubscription::new(secret_dsn()).meta(json!({ "secret": PLANTED })).profile("os1").secret(PLANTED);
+    dispatcher.subscriptions().create(subscription).await.expect("created");
+    let event = callback_dispatch::Event::new("test.happened", json!({ "secret": PLANTED }));
+    dispatcher.publish(event).await.expect("published");
     dead
 }
 

@@ -2,7 +2,9 @@
 
 use crate::support::{Home, dsn, ended, start, task};
 use callback_core::{MemorySink, SinkError, async_trait};
-use callback_dispatch::{Dispatcher, Event, Failure, Handler, Interrupted, Outcome, Task, Work};
+use callback_dispatch::{
+    Dispatcher, Event, Failure, Handler, Interrupted, NewSubscription, Os1, Outcome, SubscriptionChange, Task, Work,
+};
 use serde_json::json;
 use std::{
     fmt::Debug,
@@ -91,6 +93,9 @@ fn work(operation: &str) -> Work {
         .header("x-secret", PLANTED)
         .extension("secret", PLANTED)
         .pass_on("x-request-id", PLANTED)
+        .meta(PLANTED)
+        .secret(PLANTED)
+        .profile("os1")
         .time_limit(Duration::from_millis(20))
 }
 
@@ -107,7 +112,7 @@ async fn live(home: Home) {
     let schedule = callback_core::Schedule::new([Duration::from_millis(1)]).expect("valid");
     let signer: callback_core::Signer = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".parse().expect("a key");
     let builder = home.builder().await.sink(sink).sink(MemorySink::new()).schedule(schedule).body_limit(4_000);
-    let builder = builder.signer(signer);
+    let builder = builder.signer(signer).profile(Os1::new("x-hmac"));
     check(&builder);
     let dispatcher: Dispatcher = start(builder).await;
     let worker = dispatcher.worker("failing", Interrupted::Report).run(Failing).expect("registered");
@@ -139,6 +144,20 @@ async fn live(home: Home) {
         check(&error);
         assert!(!error.to_string().contains(PLANTED), "{error}");
     }
+    let subscription = || {
+        NewSubscription::new(secret_dsn()).meta(json!({ "secret": PLANTED })).secret(PLANTED).profile("os1").event("x")
+    };
+    check(&subscription());
+    let subscribed = dispatcher.subscriptions().create(subscription()).await.expect("created");
+    check(&subscribed);
+    check(&SubscriptionChange::new().secret(PLANTED, Duration::ZERO).meta(PLANTED));
+    check(&dispatcher.subscriptions());
+    let error = dispatcher.subscriptions().create(subscription().profile("bare")).await.expect_err("it is no key");
+    check(&error);
+    assert!(!error.to_string().contains(PLANTED), "{error}");
+    let event = Event::new("x", PLANTED);
+    check(&event);
+    dispatcher.publish(event).await.expect("published");
     // Deferred, cancelled, completed, and closed over what is in flight.
     let id = worker.accept(work("hang").time_limit(Duration::from_secs(60))).await.expect("accepted").id();
     check(&task(&dispatcher, id).await);

@@ -4,7 +4,9 @@
 use crate::support::in_time;
 use crate::support::{Home, dsn, echo, ended, event, start};
 use callback_core::{MemorySink, TaskId};
-use callback_dispatch::{AcceptError, Dispatcher, Interrupted, TaskState, Transaction, Work, Worker};
+use callback_dispatch::{
+    AcceptError, Dispatcher, Event, Interrupted, NewSubscription, TaskState, Transaction, Work, Worker,
+};
 use serde_json::json;
 use sqlx::{
     Database, Executor, Pool, SqlSafeStr,
@@ -38,6 +40,7 @@ macro_rules! in_each_database {
 in_each_database!(
     committed_without_a_wake_is_delivered,
     woken_before_a_rollback_is_never_sent,
+    an_event_for_subscriptions_is_sent_if_it_is_committed,
     a_transaction_dropped_by_a_panic_is_never_sent,
     our_migrations_and_the_users_live_in_one_database,
     a_dispatcher_that_is_closed_stores_nothing,
@@ -150,6 +153,32 @@ where
     site.assert_nothing(&dispatcher, &worker, &sink, id).await;
 }
 
+async fn an_event_for_subscriptions_is_sent_if_it_is_committed<DB: Database>(site: Site<DB>)
+where
+    sqlx::Transaction<'static, DB>: Transaction,
+{
+    let (dispatcher, _worker, sink) = site.started().await;
+    for new in [NewSubscription::new(dsn("memory://a")), NewSubscription::new(dsn("memory://b")).ordered()] {
+        dispatcher.subscriptions().create(new).await.expect("created");
+    }
+    for (number, commits) in [(1, false), (2, true), (3, true)] {
+        let mut transaction = site.begin().await;
+        let event = Event::new("order.placed", json!(number)).ordering_key("key");
+        dispatcher.publish_in(&mut transaction, event).await.expect("published");
+        if commits {
+            transaction.commit().await.expect("committed");
+            dispatcher.wake();
+        } else {
+            transaction.rollback().await.expect("rolled back");
+        }
+    }
+    for number in [2, 3] {
+        for name in ["a", "b"] {
+            assert_eq!(sink.next(name).await.message.json::<u32>().expect("a number"), number, "{name}");
+        }
+    }
+}
+
 async fn a_transaction_dropped_by_a_panic_is_never_sent<DB: Database>(site: Site<DB>)
 where
     for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
@@ -217,6 +246,8 @@ where
     let published = dispatcher.publish_in(&mut transaction, event("memory://events", json!(1))).await;
     let error = published.expect_err("it is of another database");
     assert!(matches!(error, AcceptError::OtherDatabase { .. }), "{error:?}");
+    let to_all = dispatcher.publish_in(&mut transaction, Event::new("order.placed", json!(1))).await;
+    assert_eq!(to_all.expect_err("it is of another database").to_string(), error.to_string());
     transaction.rollback().await.expect("rolled back");
     error.to_string()
 }

@@ -3,8 +3,9 @@
 use super::Body;
 use bytes::Bytes;
 use callback_core::{Acknowledgment, RpcError, RpcId, RpcResponse};
-use callback_dispatch::AcceptError;
+use callback_dispatch::{AcceptError, Violation, Violations};
 use http::{HeaderValue, Response, StatusCode, header};
+use serde_json::{Value, json as value};
 use std::time::Duration;
 
 /// One answer, and how it would be sent alone.
@@ -62,6 +63,7 @@ impl Reply {
             AcceptError::Message(error) => {
                 Self::error(id, RpcError::at(RpcError::INVALID_PARAMS, "Invalid params", pointer, error.to_string()))
             }
+            AcceptError::Invalid(violations) => Self::error(id, invalid(pointer, violations)),
             AcceptError::Overloaded { retry_after } => Self::unavailable(id, overloaded(*retry_after), *retry_after),
             AcceptError::Closed => Self::unavailable(id, overloaded(second), second),
             AcceptError::Outbox(error) if error.is_unknown() => Self::unavailable(id, internal("unknown"), second),
@@ -86,6 +88,16 @@ impl Reply {
         }
         response
     }
+}
+
+/// The first violation where every other reason stands, and all of them; each by its place in what was sent.
+fn invalid(pointer: &str, violations: &Violations) -> RpcError {
+    let call = pointer.split_once("/params").map_or("", |(call, _)| call);
+    let place = |it: &Violation| value!({ "pointer": format!("{call}{}", it.pointer), "reason": it.reason });
+    let all: Vec<Value> = violations.iter().map(place).collect();
+    let mut data = all.first().cloned().unwrap_or_else(|| value!({}));
+    data["violations"] = all.into();
+    RpcError::new(RpcError::INVALID_PARAMS, "Invalid params").with_data(data)
 }
 
 /// Whole seconds, at least one.

@@ -2,7 +2,7 @@
 
 use crate::shop::{Opening, Reply, Shop};
 use callback_core::{ErrorKind, Phase, Policy, Resolver, RpcError, async_trait};
-use callback_dispatch::{MemoryOutbox, TaskState};
+use callback_dispatch::{MemoryOutbox, Submission, TaskState, Violations};
 use http::StatusCode;
 use serde_json::{Value, json};
 use std::{io, net::IpAddr};
@@ -43,6 +43,39 @@ async fn refused(table: &[Row<'_>]) {
     for (body, id, code, pointer, reason) in table {
         judge(body, &shop.post(body).await, id, *code, pointer, reason);
     }
+    shop.nothing_came_of_it(outbox).await;
+}
+
+#[tokio::test]
+async fn what_validators_refuse_is_told_with_every_violation() {
+    let outbox = MemoryOutbox::new();
+    let shop = Opening::on(outbox.clone()).worker(|worker| {
+        let order = |submission: &Submission<'_>| match &submission.content["params"]["orderId"] {
+            Value::String(_) => Ok(()),
+            _ => Err(Violations::at("/params/orderId", "must be a string").and("/params", "needs a customer")),
+        };
+        let method = |submission: &Submission<'_>| match (submission.operation, submission.callback) {
+            ("Order.run", Some(_)) => Ok(()),
+            _ => Err(Violations::at("/method", "is not for callbacks")),
+        };
+        worker.validator(order).validator(method)
+    });
+    let shop = shop.open().await;
+    let call = r#"{"jsonrpc":"2.0","id":1,"method":"Order.list","params":{"orderId":7,"$rpc.callback":"%CALLBACK%"}}"#;
+    let alone = shop.post(call).await;
+    judge(call, &alone, &json!(1), PARAMS, "/params/orderId", "must be a string");
+    let places = |answer: &Value| {
+        let all = answer["error"]["data"]["violations"].as_array().expect("a list").iter();
+        all.map(|it| (it["pointer"].clone(), it["reason"].clone())).collect::<Vec<_>>()
+    };
+    let expected = [
+        (json!("/params/orderId"), json!("must be a string")),
+        (json!("/params"), json!("needs a customer")),
+        (json!("/method"), json!("is not for callbacks")),
+    ];
+    assert_eq!(places(&alone.json()), expected);
+    let batch = shop.post(&format!("[{call}]")).await;
+    assert_eq!(places(&batch.json()[0])[0], (json!("/0/params/orderId"), json!("must be a string")));
     shop.nothing_came_of_it(outbox).await;
 }
 

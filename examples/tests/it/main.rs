@@ -6,6 +6,8 @@ mod dead_letters;
 mod delivery_broker;
 mod faults;
 mod file_sink;
+#[cfg(feature = "jsonschema")]
+mod json_schema;
 mod order_service;
 #[cfg(feature = "redis")]
 mod redis_sink;

@@ -4,6 +4,7 @@ use crate::{
     AcceptError, Dispatcher, Event, Interrupted, MemoryOutbox, Task, TaskState, Work, Worker,
     engine::faulty::Faulty,
     outbox::{Claim, Store, Write},
+    row::Published,
 };
 use callback_core::MemorySink;
 use std::{
@@ -187,8 +188,9 @@ async fn what_a_claim_took_though_nobody_said_so_is_given_back_and_delivered_onc
     let (outbox, sink) = (Faulty::default(), MemorySink::new());
     let elsewhere = Dispatcher::builder(MemoryOutbox::new()).sink(MemorySink::new()).start().await.expect("started");
     let to = "memory://events".parse().expect("a valid Dsn");
-    let row = elsewhere.engine().event_row(Event::to(to, "a.b", "event")).expect("valid");
-    store(&outbox.inner, Write::Insert(Arc::new(row)));
+    let event = elsewhere.engine().event(Event::to(to, "a.b", "event")).expect("valid");
+    let Published::To(row) = event else { panic!("it has a Dsn") };
+    store(&outbox.inner, Write::Insert(row));
 
     outbox.faults.lose("claim", store);
     let _dispatcher = Dispatcher::builder(outbox).sink(sink.clone()).start().await.expect("started");

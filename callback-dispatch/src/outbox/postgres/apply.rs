@@ -2,8 +2,10 @@
 
 mod bind;
 mod claim;
+mod fan_out;
 mod order;
 mod single;
+mod subscription;
 
 pub(super) use bind::{bytes, not_sealed, uuid};
 pub(super) use order::keys_of;
@@ -16,11 +18,13 @@ use crate::{
         Settle, Write, Written,
         codec::{Codec, Columns, Pair, Text},
     },
-    row::{FailedRow, Order, Row, Stage},
+    row::{FailedRow, Order, Published, Row, Stage},
+    subscription::FanOut,
 };
 use bind::{address, column, ended_at, marked, parts};
 use callback_core::{Dsn, ErrorKind, TaskId};
-use order::{enqueue, leave, lock_keys, lock_keys_of};
+use fan_out::fan_out;
+use order::{enqueue, leave, lock, lock_keys, lock_keys_of};
 use single::{insert_once, single};
 use sqlx::{Error, PgConnection, query, query_scalar};
 
@@ -135,10 +139,15 @@ pub(super) async fn apply(connection: &mut PgConnection, by: By<'_>, writes: &[W
     for (place, current) in places.into_iter().zip(store_results(connection, by, &steps).await?) {
         written[place] = Some(if current { Written::Done } else { Written::Superseded });
         if let (true, Write::Result { events, .. }) = (current, &writes[place]) {
-            inserts.extend(events.iter().map(|event| &**event));
+            inserts.extend(to_one(events));
         }
     }
     insert(connection, by, &inserts).await?;
+    for (place, write) in writes.iter().enumerate() {
+        if let (Some(Written::Done), Write::Result { events, .. }) = (&written[place], write) {
+            fan_out_all(connection, by, events).await?;
+        }
+    }
     let (places, steps): (Vec<usize>, Vec<&Settle>) = settles.into_iter().unzip();
     for (place, current) in places.into_iter().zip(settle(connection, by, &steps).await?) {
         written[place] = Some(if current { Written::Done } else { Written::Superseded });
@@ -149,6 +158,31 @@ pub(super) async fn apply(connection: &mut PgConnection, by: By<'_>, writes: &[W
         }
     }
     Ok(Applied { written, taken: kept_back.keys })
+}
+
+/// What goes to one Dsn.
+fn to_one(events: &[Published]) -> impl Iterator<Item = &Row> {
+    events.iter().filter_map(|event| match event {
+        Published::To(row) => Some(&**row),
+        Published::All(_) => None,
+    })
+}
+
+/// Stores what goes to all who want it.
+async fn fan_out_all(connection: &mut PgConnection, by: By<'_>, events: &[Published]) -> Result<(), Error> {
+    for event in events {
+        if let Published::All(event) = event {
+            fan_out(connection, by, event).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Stores an event for all who want it in a transaction of the user's own.
+pub(super) async fn publish_in(connection: &mut PgConnection, codec: &Codec, event: &FanOut) -> Result<u64, Error> {
+    let locks = fan_out::locks(connection, event).await?;
+    lock(connection, locks).await?;
+    fan_out(connection, By { codec, holder: None }, event).await
 }
 
 /// Whether each statement of this transaction sees what others have committed by then.

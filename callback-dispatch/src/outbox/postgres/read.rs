@@ -1,5 +1,11 @@
 //! Rows as they are read back.
 
+mod subscribed;
+
+#[cfg(test)]
+pub(super) use subscribed::{PAGE, PAGE_OF_OWNER, PAYLOADS, SUBSCRIPTIONS};
+pub(super) use subscribed::{Shared, subscription, subscriptions};
+
 use super::{apply::uuid, text};
 use crate::{
     clock::Micros,
@@ -78,7 +84,9 @@ fn breaker(line: &PgRow) -> Result<OpenBreaker, Error> {
 
 pub(super) async fn find(pool: &PgPool, codec: &Codec, id: TaskId) -> Result<Option<Row>, Error> {
     let found = query("SELECT * FROM callback_outbox WHERE id = $1").bind(uuid(id));
-    found.fetch_optional(pool).await?.as_ref().map(|line| row(codec, line)).transpose()
+    let lines = Vec::from_iter(found.fetch_optional(pool).await?);
+    let shared = Shared::of_read(pool, codec, &lines).await?;
+    lines.first().map(|line| row(codec, line, &shared)).transpose()
 }
 
 pub(super) async fn waiting_workers(pool: &PgPool) -> Result<Vec<String>, Error> {
@@ -143,10 +151,11 @@ async fn letters(pool: &PgPool, codec: &Codec, rows: &[PgRow]) -> Result<Vec<Dea
             Err(error) => tracing::error!(id = %task_id(&row)?, %error, "a stored attempt cannot be read"),
         }
     }
+    let shared = Shared::of_read(pool, codec, rows).await?;
     let mut letters = Vec::with_capacity(rows.len());
     for line in rows {
         // One unreadable letter, of a newer version perhaps, must not hide the others.
-        let letter = letter(codec, line).inspect_err(|error| tell_unreadable(line, error));
+        let letter = letter(codec, line, &shared).inspect_err(|error| tell_unreadable(line, error));
         letters.extend(letter.map(|mut letter| {
             let attempts = attempts.remove(&letter.id).unwrap_or_default();
             letter.attempts = attempts.into_iter().map(Into::into).collect();
@@ -157,11 +166,11 @@ async fn letters(pool: &PgPool, codec: &Codec, rows: &[PgRow]) -> Result<Vec<Dea
 }
 
 /// A dead letter, but for its attempts.
-fn letter(codec: &Codec, line: &PgRow) -> Result<DeadLetter, Error> {
+fn letter(codec: &Codec, line: &PgRow, shared: &Shared) -> Result<DeadLetter, Error> {
     let kind: String = line.try_get("kind")?;
     let kind = ErrorKind::from_name(&kind).ok_or_else(|| unreadable("kind")("no such kind".into()))?;
     let since = Micros(line.try_get("ended_at")?).to_system();
-    let Row { id, dsn, result, .. } = row(codec, line)?;
+    let Row { id, dsn, result, .. } = row(codec, line, shared)?;
     let dsn = dsn.ok_or_else(|| unreadable("dsn")("no Dsn".into()))?;
     let result = result.ok_or_else(|| unreadable("result")("no message".into()))?;
     Ok(DeadLetter { id, dsn, kind, message: result.message.clone(), since, attempts: Vec::new() })
@@ -173,7 +182,7 @@ pub(super) fn tell_unreadable(line: &PgRow, error: &Error) {
 }
 
 /// A line of `callback_outbox`, all columns.
-pub(super) fn row(codec: &Codec, line: &PgRow) -> Result<Row, Error> {
+pub(super) fn row(codec: &Codec, line: &PgRow, shared: &Shared) -> Result<Row, Error> {
     let id = task_id(line)?;
     let text = |column: &str| line.try_get::<Option<String>, _>(column);
     let kept = |column: &str| line.try_get::<Option<&[u8]>, _>(column);
@@ -187,6 +196,9 @@ pub(super) fn row(codec: &Codec, line: &PgRow) -> Result<Row, Error> {
     let result =
         kept("result")?.map(|head| codec.decode_result(id, head, body("result_body")?).map_err(unreadable("result")));
     let stage = i64::from(line.try_get::<i32, _>("stage")?);
+    let (dsn, result) = (dsn.transpose()?, result.transpose()?);
+    let (event, subscribed) = shared.delivery(line)?.unzip();
+    let dsn = dsn.or_else(|| subscribed.as_ref().map(|it| it.to.dsn.clone()));
     Ok(Row {
         id,
         token: number(line, "token")?,
@@ -195,7 +207,7 @@ pub(super) fn row(codec: &Codec, line: &PgRow) -> Result<Row, Error> {
         due: Micros(line.try_get("due")?),
         worker: text("worker")?.map(|worker| text::read(worker).into()),
         owner: text("owner")?.map(|owner| text::read(owner).into()),
-        dsn: dsn.transpose()?,
+        dsn,
         starts: number(line, "starts")?,
         attempts: number(line, "attempts")?,
         accepted_at: Micros(line.try_get("accepted_at")?),
@@ -204,7 +216,9 @@ pub(super) fn row(codec: &Codec, line: &PgRow) -> Result<Row, Error> {
         order: half("order_key")?.map(OrderKey).zip(line.try_get("stops")?).map(|(key, stops)| Order { key, stops }),
         idempotency: half("idempotency")?.zip(half("request")?).map(|(key, request)| Idempotency { key, request }),
         work: work.transpose()?.map(Arc::new),
-        result: result.transpose()?.map(Arc::new),
+        // A message of its own has who was replayed under another id.
+        result: result.or(event).map(Arc::new),
+        subscribed,
     })
 }
 

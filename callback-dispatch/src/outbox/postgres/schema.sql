@@ -46,7 +46,11 @@ CREATE TABLE callback_outbox (
     work        BYTEA,
     work_body   BYTEA,
     result      BYTEA,
-    result_body BYTEA
+    result_body BYTEA,
+    -- of an event for a subscription: both, in place of Dsn and message; and its number, where that is in order
+    payload      UUID,
+    subscription UUID,
+    sequence     BIGINT
 -- Every line is written a few times; what that leaves in the indexes is cleared away long before a fifth is dead.
 ) WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_analyze_scale_factor = 0.05);
 
@@ -65,6 +69,9 @@ CREATE INDEX callback_outbox_ended_keyed ON callback_outbox (ended_at)
     WHERE stage >= 10 AND stage <> 12 AND idempotency IS NOT NULL;
 CREATE UNIQUE INDEX callback_outbox_idempotency ON callback_outbox (idempotency) WHERE idempotency IS NOT NULL;
 CREATE INDEX callback_outbox_dead ON callback_outbox (ended_at, id) WHERE stage = 12;
+-- Only deliveries of events to subscriptions are in these.
+CREATE INDEX callback_outbox_payload ON callback_outbox (payload) WHERE payload IS NOT NULL;
+CREATE INDEX callback_outbox_subscription ON callback_outbox (subscription) WHERE subscription IS NOT NULL;
 
 CREATE TABLE callback_attempt (
     seq    BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -95,4 +102,58 @@ CREATE INDEX callback_breaker_until ON callback_breaker (until);
 CREATE TABLE callback_seal (
     key   TEXT  PRIMARY KEY,
     proof BYTEA NOT NULL
+);
+
+-- One line a subscription.
+CREATE TABLE callback_subscription (
+    seq         BIGINT  GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id          UUID    NOT NULL UNIQUE,
+    -- the last 62 bits of the id: what tells its deliveries and its ordering keys from others
+    number      BIGINT  NOT NULL,
+    -- grows with each change by who has read it
+    revision    BIGINT  NOT NULL,
+    owner       TEXT,
+    -- of its deliveries
+    destination TEXT    NOT NULL,
+    lane        BIGINT  NOT NULL,
+    address     BYTEA   NOT NULL,
+    once        BOOLEAN NOT NULL,
+    ordered     BOOLEAN NOT NULL,
+    stops       BOOLEAN NOT NULL,
+    active      BOOLEAN NOT NULL,
+    -- true when it has got the one event that it may get
+    spent       BOOLEAN NOT NULL,
+    -- 1 cancelled, 2 completed, 3 gone, 4 expired
+    ended       BIGINT,
+    ended_at    BIGINT,
+    created_at  BIGINT  NOT NULL,
+    expires     BIGINT  NOT NULL,
+    -- of its last ordered delivery
+    sequence    BIGINT  NOT NULL,
+    -- what may be secret, Dsn included: text in UTF-8, or sealed
+    detail      BYTEA   NOT NULL
+);
+
+CREATE INDEX callback_subscription_owner ON callback_subscription (owner, id);
+CREATE INDEX callback_subscription_address ON callback_subscription (address) WHERE ended IS NULL;
+CREATE INDEX callback_subscription_ended ON callback_subscription (ended_at) WHERE ended IS NOT NULL;
+CREATE INDEX callback_subscription_expires ON callback_subscription (expires)
+    WHERE ended IS NULL AND expires < 9223372036854775807;
+
+-- What subscriptions that have not ended want: a type and a service, empty where any is wanted.
+CREATE TABLE callback_interest (
+    event        TEXT COLLATE "C" NOT NULL,
+    service      TEXT COLLATE "C" NOT NULL,
+    subscription UUID             NOT NULL,
+    PRIMARY KEY (event, service, subscription)
+);
+
+CREATE INDEX callback_interest_subscription ON callback_interest (subscription);
+
+-- One line an event, however many get it: what belongs to it as JSON, and its body.
+CREATE TABLE callback_payload (
+    seq  BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id   UUID   NOT NULL UNIQUE,
+    head BYTEA  NOT NULL,
+    body BYTEA  NOT NULL
 );

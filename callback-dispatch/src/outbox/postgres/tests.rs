@@ -10,7 +10,7 @@ use crate::{
     Dispatcher, Event, Interrupted, OutboxError, Task, TaskState, Work,
     clock::Micros,
     outbox::{Claim, Settle, Write, Written, codec::Codec, take, write},
-    row::{FailedRow, Order, OrderKey, Request, Row, Stage, Stored},
+    row::{FailedRow, Order, OrderKey, Published, Request, Row, Stage, Stored},
     transaction::Connection,
     work::Context,
 };
@@ -100,6 +100,7 @@ fn task(worker: &str) -> Row {
         expires: Micros::NEVER,
         order: None,
         idempotency: None,
+        subscribed: None,
         work: Some(Arc::new(Request { context: Context::default(), payload: Payload::from("work") })),
         result: None,
     }
@@ -153,7 +154,7 @@ async fn settle(outbox: &PostgresOutbox, row: &Row, to: Stage, reason: Option<&s
 
 fn result(row: &Row) -> Arc<Stored> {
     let message = Message::builder("a.b").id(row.id.into()).payload("result").build().expect("a valid message");
-    Arc::new(Stored { message, failed: false, traceparent: None })
+    Arc::new(Stored { message, failed: false, traceparent: None, service: None })
 }
 
 async fn find(outbox: &PostgresOutbox, row: &Row) -> Row {
@@ -200,7 +201,7 @@ async fn a_process_whose_lease_is_over_loses_its_rows_and_its_late_marks_are_not
         now: NOW,
         result: result(&row),
         order: None,
-        events: vec![Arc::new(task("a"))],
+        events: vec![Published::To(Arc::new(task("a")))],
     };
     assert!(matches!(write(&stopped, late).await.expect("stored"), Written::Superseded));
     let kept = find(&other, &row).await;

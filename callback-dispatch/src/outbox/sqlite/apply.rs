@@ -2,8 +2,10 @@
 
 mod bind;
 mod claim;
+mod fan_out;
 mod order;
 mod single;
+mod subscription;
 
 #[cfg(feature = "seal")]
 pub(super) use bind::add_text;
@@ -21,7 +23,8 @@ use crate::{
         Settle, Write, Written,
         codec::{Codec, Pair, Text},
     },
-    row::{FailedRow, Idempotency, Order, Row, Stage},
+    row::{FailedRow, Idempotency, Order, Published, Row, Stage},
+    subscription::FanOut,
 };
 use callback_core::TaskId;
 use callback_store::{Apply, Batched};
@@ -204,6 +207,16 @@ impl Rows {
     }
 }
 
+/// Parts what goes to one Dsn from what goes to all who want it.
+fn split<'a>(events: &'a [Published], rows: &mut Vec<&'a Arc<Row>>, fan_outs: &mut Vec<&'a FanOut>) {
+    for event in events {
+        match event {
+            Published::To(row) => rows.push(row),
+            Published::All(event) => fan_outs.push(event),
+        }
+    }
+}
+
 impl Apply for Rows {
     type Write = Write;
     type Written = Written;
@@ -217,6 +230,7 @@ impl Apply for Rows {
         let mut inserts: Vec<&Arc<Row>> = Vec::new();
         let mut settles: Vec<(usize, &Settle)> = Vec::new();
         let mut results: Vec<(usize, ResultStep<'_>)> = Vec::new();
+        let mut fan_outs: Vec<&FanOut> = Vec::new();
         for (place, write) in writes.iter().enumerate() {
             match write {
                 Write::Insert(row) if row.idempotency.is_none() => {
@@ -237,10 +251,13 @@ impl Apply for Rows {
         for (place, current) in places.into_iter().zip(self.results(connection, &steps).await?) {
             written[place] = Some(if current { Written::Done } else { Written::Superseded });
             if let (true, Write::Result { events, .. }) = (current, &writes[place]) {
-                inserts.extend(events);
+                split(events, &mut inserts, &mut fan_outs);
             }
         }
         self.insert(connection, &inserts).await?;
+        for event in fan_outs {
+            self.fan_out(connection, event).await?;
+        }
         let (places, steps): (Vec<usize>, Vec<&Settle>) = settles.into_iter().unzip();
         for (place, answer) in places.into_iter().zip(self.settle(connection, &steps).await?) {
             written[place] = Some(answer);

@@ -1,5 +1,11 @@
 //! Rows as they are read back.
 
+mod subscribed;
+
+#[cfg(test)]
+pub(super) use subscribed::{PAGE, PAGE_OF_OWNER, PAYLOADS, SUBSCRIPTIONS};
+pub(super) use subscribed::{Shared, subscription, subscriptions};
+
 use crate::{
     clock::Micros,
     dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
@@ -73,7 +79,9 @@ pub(super) async fn next_expiry(pool: &SqlitePool) -> Result<Option<Micros>, Err
 
 pub(super) async fn find(pool: &SqlitePool, codec: &Codec, id: TaskId) -> Result<Option<Row>, Error> {
     let found = query("SELECT * FROM callback_outbox WHERE id = ?").bind(&id.as_bytes()[..]);
-    found.fetch_optional(pool).await?.as_ref().map(|line| row(codec, line)).transpose()
+    let lines = Vec::from_iter(found.fetch_optional(pool).await?);
+    let shared = Shared::of_read(pool, codec, &lines).await?;
+    lines.first().map(|line| row(codec, line, &shared)).transpose()
 }
 
 pub(super) async fn waiting_workers(pool: &SqlitePool) -> Result<Vec<String>, Error> {
@@ -132,9 +140,10 @@ async fn letters(pool: &SqlitePool, codec: &Codec, rows: &[SqliteRow]) -> Result
             Err(error) => tracing::error!(id = hex(row.try_get("id")?), %error, "a stored attempt cannot be read"),
         }
     }
+    let shared = Shared::of_read(pool, codec, rows).await?;
     let mut letters = Vec::with_capacity(rows.len());
     for line in rows {
-        match letter(codec, line) {
+        match letter(codec, line, &shared) {
             Ok(mut letter) => {
                 let attempts = attempts.remove(&letter.id).unwrap_or_default();
                 letter.attempts = attempts.into_iter().map(Into::into).collect();
@@ -148,11 +157,11 @@ async fn letters(pool: &SqlitePool, codec: &Codec, rows: &[SqliteRow]) -> Result
 }
 
 /// A dead letter, but for its attempts.
-fn letter(codec: &Codec, line: &SqliteRow) -> Result<DeadLetter, Error> {
+fn letter(codec: &Codec, line: &SqliteRow, shared: &Shared) -> Result<DeadLetter, Error> {
     let kind: String = line.try_get("kind")?;
     let kind = ErrorKind::from_name(&kind).ok_or_else(|| unreadable("kind")("no such kind".into()))?;
     let since = Micros(line.try_get("ended_at")?).to_system();
-    let Row { id, dsn, result, .. } = row(codec, line)?;
+    let Row { id, dsn, result, .. } = row(codec, line, shared)?;
     let dsn = dsn.ok_or_else(|| unreadable("dsn")("no Dsn".into()))?;
     let result = result.ok_or_else(|| unreadable("result")("no message".into()))?;
     Ok(DeadLetter { id, dsn, kind, message: result.message.clone(), since, attempts: Vec::new() })
@@ -163,7 +172,7 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 }
 
 /// A line of `callback_outbox`, all columns.
-pub(super) fn row(codec: &Codec, line: &SqliteRow) -> Result<Row, Error> {
+pub(super) fn row(codec: &Codec, line: &SqliteRow, shared: &Shared) -> Result<Row, Error> {
     let id = task_id(line)?;
     let text = |column: &str| line.try_get::<Option<String>, _>(column);
     let kept = |column: &str| line.try_get::<Option<&[u8]>, _>(column);
@@ -176,6 +185,9 @@ pub(super) fn row(codec: &Codec, line: &SqliteRow) -> Result<Row, Error> {
     let work = kept("work")?.map(|head| codec.decode_work(id, head, body("work_body")?).map_err(unreadable("work")));
     let result =
         kept("result")?.map(|head| codec.decode_result(id, head, body("result_body")?).map_err(unreadable("result")));
+    let (dsn, result) = (dsn.transpose()?, result.transpose()?);
+    let (event, subscribed) = shared.delivery(line)?.unzip();
+    let dsn = dsn.or_else(|| subscribed.as_ref().map(|it| it.to.dsn.clone()));
     Ok(Row {
         id,
         token: number(line, "token")?,
@@ -184,7 +196,7 @@ pub(super) fn row(codec: &Codec, line: &SqliteRow) -> Result<Row, Error> {
         due: Micros(line.try_get("due")?),
         worker: text("worker")?.map(Arc::from),
         owner: text("owner")?.map(Arc::from),
-        dsn: dsn.transpose()?,
+        dsn,
         starts: number(line, "starts")?,
         attempts: number(line, "attempts")?,
         accepted_at: Micros(line.try_get("accepted_at")?),
@@ -193,7 +205,9 @@ pub(super) fn row(codec: &Codec, line: &SqliteRow) -> Result<Row, Error> {
         order: half("order_key")?.map(OrderKey).zip(line.try_get("stops")?).map(|(key, stops)| Order { key, stops }),
         idempotency: half("idempotency")?.zip(half("request")?).map(|(key, request)| Idempotency { key, request }),
         work: work.transpose()?.map(Arc::new),
-        result: result.transpose()?.map(Arc::new),
+        // A message of its own has who was replayed under another id.
+        result: result.or(event).map(Arc::new),
+        subscribed,
     })
 }
 

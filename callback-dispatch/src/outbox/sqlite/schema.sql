@@ -40,7 +40,11 @@ CREATE TABLE callback_outbox (
     work        ANY,
     work_body   BLOB,
     result      ANY,
-    result_body BLOB
+    result_body BLOB,
+    -- of an event for a subscription: both, in place of Dsn and message; and its number, where that is in order
+    payload      BLOB,
+    subscription BLOB,
+    sequence     INTEGER
 ) STRICT;
 
 CREATE INDEX callback_outbox_pending ON callback_outbox (held, due) WHERE stage < 10;
@@ -57,6 +61,9 @@ CREATE INDEX callback_outbox_ended_keyed ON callback_outbox (ended_at)
     WHERE stage >= 10 AND stage <> 12 AND idempotency IS NOT NULL;
 CREATE UNIQUE INDEX callback_outbox_idempotency ON callback_outbox (idempotency) WHERE idempotency IS NOT NULL;
 CREATE INDEX callback_outbox_dead ON callback_outbox (ended_at, id) WHERE stage = 12;
+-- Only deliveries of events to subscriptions are in these.
+CREATE INDEX callback_outbox_payload ON callback_outbox (payload) WHERE payload IS NOT NULL;
+CREATE INDEX callback_outbox_subscription ON callback_outbox (subscription) WHERE subscription IS NOT NULL;
 
 CREATE TABLE callback_attempt (
     id     BLOB    NOT NULL,
@@ -86,4 +93,58 @@ CREATE INDEX callback_breaker_until ON callback_breaker (until);
 CREATE TABLE callback_seal (
     key   TEXT NOT NULL PRIMARY KEY,
     proof BLOB NOT NULL
+) STRICT;
+
+-- One line a subscription.
+CREATE TABLE callback_subscription (
+    seq         INTEGER PRIMARY KEY,
+    id          BLOB    NOT NULL UNIQUE,
+    -- the last 62 bits of the id: what tells its deliveries and its ordering keys from others
+    number      INTEGER NOT NULL,
+    -- grows with each change by who has read it
+    revision    INTEGER NOT NULL,
+    owner       TEXT,
+    -- of its deliveries
+    destination TEXT    NOT NULL,
+    lane        INTEGER NOT NULL,
+    address     BLOB    NOT NULL,
+    once        INTEGER NOT NULL,
+    ordered     INTEGER NOT NULL,
+    stops       INTEGER NOT NULL,
+    active      INTEGER NOT NULL,
+    -- 1 when it has got the one event that it may get
+    spent       INTEGER NOT NULL,
+    -- 1 cancelled, 2 completed, 3 gone, 4 expired
+    ended       INTEGER,
+    ended_at    INTEGER,
+    created_at  INTEGER NOT NULL,
+    expires     INTEGER NOT NULL,
+    -- of its last ordered delivery
+    sequence    INTEGER NOT NULL,
+    -- what may be secret, Dsn included: text, or sealed
+    detail      ANY     NOT NULL
+) STRICT;
+
+CREATE INDEX callback_subscription_owner ON callback_subscription (owner, id);
+CREATE INDEX callback_subscription_address ON callback_subscription (address) WHERE ended IS NULL;
+CREATE INDEX callback_subscription_ended ON callback_subscription (ended_at) WHERE ended IS NOT NULL;
+CREATE INDEX callback_subscription_expires ON callback_subscription (expires)
+    WHERE ended IS NULL AND expires < 9223372036854775807;
+
+-- What subscriptions that have not ended want: a type and a service, empty where any is wanted.
+CREATE TABLE callback_interest (
+    event        TEXT NOT NULL,
+    service      TEXT NOT NULL,
+    subscription BLOB NOT NULL,
+    PRIMARY KEY (event, service, subscription)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX callback_interest_subscription ON callback_interest (subscription);
+
+-- One line an event, however many get it: what belongs to it as JSON, and its body.
+CREATE TABLE callback_payload (
+    seq  INTEGER PRIMARY KEY,
+    id   BLOB    NOT NULL UNIQUE,
+    head ANY     NOT NULL,
+    body BLOB    NOT NULL
 ) STRICT;

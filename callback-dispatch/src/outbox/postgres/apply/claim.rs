@@ -169,10 +169,11 @@ pub(super) async fn claim(
             );
         }
     }
+    let shared = read::Shared::of(connection, codec, &lines).await?;
     let mut rows = lines
         .iter()
         // One unreadable row, of a newer version perhaps, must not keep the others back. It stays held.
-        .filter_map(|line| read::row(codec, line).inspect_err(|error| read::tell_unreadable(line, error)).ok())
+        .filter_map(|line| read::row(codec, line, &shared).inspect_err(|error| read::tell_unreadable(line, error)).ok())
         .collect::<Vec<Row>>();
     rows.sort_by_key(|row| (row.due, row.id));
     Ok(rows)

@@ -1,6 +1,9 @@
 //! One of an ordering key is due at a time.
 
-use super::bind::{column, uuid};
+use super::{
+    bind::{column, uuid},
+    fan_out, to_one,
+};
 use crate::{
     clock::Micros,
     outbox::{Settle, Write},
@@ -87,10 +90,8 @@ pub(in crate::outbox::postgres) fn keys_of(write: &Write) -> Vec<i64> {
     match write {
         Write::Insert(row) => keys_of_row(row).collect(),
         Write::Settle(Settle { order, .. }) => Vec::from_iter(of_order(order)),
-        Write::Result { order, events, .. } => {
-            events.iter().flat_map(|event| keys_of_row(event)).chain(of_order(order)).collect()
-        }
-        Write::Defer { events, .. } => events.iter().flat_map(|event| keys_of_row(event)).collect(),
+        Write::Result { order, events, .. } => to_one(events).flat_map(keys_of_row).chain(of_order(order)).collect(),
+        Write::Defer { events, .. } => to_one(events).flat_map(keys_of_row).collect(),
         _ => Vec::new(),
     }
 }
@@ -114,6 +115,11 @@ pub(super) async fn lock_keys_of(connection: &mut PgConnection, writes: &[Write]
                 looked_up.extend(ids.iter().map(|id| (uuid(*id), place)));
             }
             _ => {}
+        }
+    }
+    for (place, write) in writes.iter().enumerate() {
+        for event in fan_out::of_write(write) {
+            keys[place].append(&mut fan_out::locks(connection, event).await?);
         }
     }
     if !looked_up.is_empty() {
@@ -140,7 +146,11 @@ async fn try_lock(connection: &mut PgConnection, mut numbers: Vec<i64>) -> Resul
 
 /// Locks the keys of a row, however long another transaction has them.
 pub(super) async fn lock_keys(connection: &mut PgConnection, row: &Row) -> Result<(), Error> {
-    let mut numbers: Vec<i64> = keys_of_row(row).collect();
+    lock(connection, keys_of_row(row).collect()).await
+}
+
+/// The same for these locks.
+pub(super) async fn lock(connection: &mut PgConnection, mut numbers: Vec<i64>) -> Result<(), Error> {
     if numbers.is_empty() {
         return Ok(());
     }

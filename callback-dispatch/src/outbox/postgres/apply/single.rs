@@ -4,8 +4,11 @@ use super::{
     By,
     bind::{address, bytes, column, count, not_sealed, uuid},
     claim::{claim, give_back},
-    insert,
+    fan_out::{fan_out, forget_payloads, payloads},
+    fan_out_all, insert,
     order::{ENQUEUE, Left, QUEUE, left, locks_its_key, release_aged, release_next},
+    subscription::{change_subscription, clean_subscriptions, end_all_to, end_subscription, subscribe},
+    to_one,
 };
 use crate::{
     clock::Micros,
@@ -19,7 +22,7 @@ use crate::{
 };
 use callback_core::{ErrorKind, TaskId};
 use sqlx::{Connection, Error, PgConnection, query, query_as, query_scalar, types::Uuid};
-use std::sync::Arc;
+use std::collections::BTreeSet;
 
 pub(super) const AGE: &str = concat!(
     "\
@@ -88,7 +91,7 @@ pub(super) const CLEAN: &str = "\
     WITH old AS MATERIALIZED ( \
         SELECT seq FROM callback_outbox WHERE stage >= 10 AND stage <> 12 AND idempotency IS NULL AND ended_at < $1 \
         ORDER BY ended_at LIMIT $2 FOR UPDATE SKIP LOCKED) \
-    DELETE FROM callback_outbox AS o USING old WHERE o.seq = old.seq RETURNING o.id";
+    DELETE FROM callback_outbox AS o USING old WHERE o.seq = old.seq RETURNING o.id, o.payload";
 
 pub(super) const CLEAN_KEYED: &str = "\
     WITH old AS MATERIALIZED ( \
@@ -113,6 +116,10 @@ pub(super) async fn single(connection: &mut PgConnection, by: By<'_>, write: &Wr
     match write {
         Write::Result { .. } | Write::Settle(_) => unreachable!("comes in numbers"),
         Write::Insert(row) => insert_once(connection, by, row).await,
+        Write::Publish(event) => Ok(Written::Count(fan_out(connection, by, event).await?)),
+        Write::Subscribe(row) => subscribe(connection, by, row).await,
+        Write::ChangeSubscription(row) => change_subscription(connection, by, row).await,
+        Write::EndSubscription { id, end, now } => end_subscription(connection, *id, *end, *now).await,
         Write::Confirm { id } => confirm(connection, *id).await,
         Write::Defer { id, token, events } => {
             let sql = "UPDATE callback_outbox SET stage = 2, holder = NULL, due = $1 \
@@ -121,7 +128,8 @@ pub(super) async fn single(connection: &mut PgConnection, by: By<'_>, write: &Wr
             if done.execute(&mut *connection).await?.rows_affected() == 0 {
                 return Ok(Written::Superseded);
             }
-            insert(connection, by, &events.iter().map(Arc::as_ref).collect::<Vec<_>>()).await?;
+            insert(connection, by, &to_one(events).collect::<Vec<_>>()).await?;
+            fan_out_all(connection, by, events).await?;
             Ok(Written::Done)
         }
         Write::Cancel { id, now } => {
@@ -143,11 +151,14 @@ pub(super) async fn single(connection: &mut PgConnection, by: By<'_>, write: &Wr
             Ok(if done { Written::Done } else { Written::Superseded })
         }
         Write::Purge { ids, now } => {
+            let payloads = payloads(connection, ids).await?;
             let ended = left(connection, query_as(PURGE).bind(column(ids, |id| uuid(*id))), *now).await?;
             forget_attempts(connection, &ended).await?;
+            forget_payloads(connection, &payloads).await?;
             Ok(Written::Count(ended.len() as u64))
         }
         Write::Bury { dsn, now, limit } => {
+            end_all_to(connection, dsn, *now).await?;
             let bury = query_as(BURY).bind(now.0).bind(ErrorKind::Gone.as_str()).bind(address(dsn));
             Ok(Written::Ended(left(connection, bury.bind(count(*limit)), *now).await?))
         }
@@ -155,14 +166,18 @@ pub(super) async fn single(connection: &mut PgConnection, by: By<'_>, write: &Wr
             left(connection, query_as(EXPIRE).bind(now.0).bind(count(*limit)).bind(by.holder), *now).await?,
         )),
         Write::Clean { before, keyed_before, breakers_before, limit } => {
-            let clean = query_scalar(CLEAN).bind(before.0).bind(count(*limit));
-            let mut old: Vec<Uuid> = clean.fetch_all(&mut *connection).await?;
+            let clean = query_as(CLEAN).bind(before.0).bind(count(*limit));
+            let lines: Vec<(Uuid, Option<Uuid>)> = clean.fetch_all(&mut *connection).await?;
+            let (mut old, payloads): (Vec<Uuid>, Vec<Option<Uuid>>) = lines.into_iter().unzip();
+            let payloads: BTreeSet<Uuid> = payloads.into_iter().flatten().collect();
             let clean = query_scalar(CLEAN_KEYED).bind(keyed_before.0).bind(count(limit.saturating_sub(old.len())));
             old.append(&mut clean.fetch_all(&mut *connection).await?);
             forget_attempts(connection, &column(&old, |id| TaskId::from_bytes(id.into_bytes()))).await?;
+            forget_payloads(connection, &payloads.into_iter().collect::<Vec<_>>()).await?;
+            let subscriptions = clean_subscriptions(connection, *before, *limit).await?;
             let clean = query(CLEAN_BREAKERS).bind(breakers_before.0).bind(count(*limit));
             let breakers = clean.execute(connection).await?.rows_affected();
-            Ok(Written::Count(breakers.max(old.len() as u64)))
+            Ok(Written::Count(breakers.max(subscriptions).max(old.len() as u64)))
         }
         Write::Age { lanes, before, now, limit } => age(connection, lanes, *before, *now, *limit).await,
         Write::PullIn(PullIn { now, latest, leapt }) => {

@@ -3,8 +3,10 @@
 use super::{
     super::{lease, read, tests::Schema},
     claim::{CLAIM, CLAIM_LANES, CLAIM_WORKER, GIVE_BACK, MORE},
+    fan_out::{FAN_OUT, FORGET_PAYLOADS, GOT_IT, LOCK_WANTING, LOCKS_OF_WANTING},
     order::{ENQUEUE, QUEUE, RELEASE_NEXT},
     single::{AGE, CLEAN, CLEAN_KEYED, EXPIRE, KNOWN, NOT_BEYOND, PURGE, REPLAY, WAIT_FROM_NOW},
+    subscription::{CHANGE, CLEAN_ENDED, CLEAN_EXPIRED, END, END_ALL_TO, FORGET_INTERESTS},
     *,
 };
 use sqlx::{AssertSqlSafe, Connection, Executor};
@@ -120,6 +122,53 @@ async fn what_is_written_is_looked_up_by_index_with_statistics_and_without() {
         check(&enqueue, "callback_outbox_order", "order_key = new.key");
         check(&enqueue, "callback_outbox_id_key", "id = placed.id");
     }
+}
+
+/// That none of the tables is scanned, and each of these indexes is searched.
+#[track_caller]
+fn check_indexes(plan: &str, indexes: &[&str]) {
+    for index in indexes {
+        assert!(plan.contains(&format!(" using {index} on ")), "{index} is not in\n{plan}");
+    }
+    assert!(!plan.contains("Seq Scan on callback_"), "{plan}");
+}
+
+#[tokio::test]
+async fn those_who_want_an_event_are_found_by_their_index() {
+    let Some(schema) = Schema::new().await else { return };
+    schema.open().await;
+    let mut connection = schema.stranger().await;
+    fill(&mut connection).await;
+    let fill = "WITH new AS (INSERT INTO callback_subscription (id, number, revision, owner, destination, lane, address, \
+                    once, ordered, stops, active, spent, ended, ended_at, created_at, expires, sequence, detail) \
+                SELECT gen_random_uuid(), n, 0, 'a' || n % 10, 'a', n, decode(md5(n::text), 'hex'), false, n % 2 = 0, \
+                       false, true, false, CASE WHEN n % 4 = 0 THEN 1 END, CASE WHEN n % 4 = 0 THEN n END, n, n, 0, '' \
+                FROM generate_series(1, 20000) AS n RETURNING id, number) \
+                INSERT INTO callback_interest (event, service, subscription) SELECT 'a' || number % 100, '', id FROM new";
+    connection.execute(fill).await.expect("writable");
+    connection.execute("ANALYZE callback_subscription, callback_interest").await.expect("statistics");
+    let mut check_all = async |sql, types, indexes: &[&str]| {
+        let plan = plan(&mut connection, BEGIN, sql, types).await;
+        check_indexes(&plan, indexes);
+    };
+    let wanting = ["callback_interest_pkey", "callback_subscription_id_key"];
+    check_all(LOCK_WANTING, "name name NULL 1 true", &wanting).await;
+    check_all(LOCKS_OF_WANTING, "name name NULL 1 true 0 1023", &wanting).await;
+    let order = [&wanting[..], &["callback_outbox_order"]].concat();
+    check_all(FAN_OUT, "name name NULL 1 name 1 1 1 1 1 id NULL 0 1023", &order).await;
+    check_all(GOT_IT, "id", &["callback_subscription_id_key", "callback_outbox_payload"]).await;
+    check_all(FORGET_PAYLOADS, "one", &["callback_payload_id_key", "callback_outbox_payload"]).await;
+    check_all(CHANGE, "1 true 1 name id 1", &["callback_subscription_id_key"]).await;
+    check_all(END, "1 1 id", &["callback_subscription_id_key"]).await;
+    check_all(END_ALL_TO, "1 1 name", &["callback_subscription_address"]).await;
+    check_all(FORGET_INTERESTS, "one", &["callback_interest_subscription"]).await;
+    let unused = "callback_outbox_subscription";
+    check_all(CLEAN_ENDED, "1000 200", &["callback_subscription_ended", unused]).await;
+    check_all(CLEAN_EXPIRED, "1000 200", &["callback_subscription_expires", unused]).await;
+    check_all(read::PAYLOADS, "one", &["callback_payload_id_key"]).await;
+    check_all(read::SUBSCRIPTIONS, "one", &["callback_subscription_id_key"]).await;
+    check_all(read::PAGE, "id 100", &["callback_subscription_id_key"]).await;
+    check_all(read::PAGE_OF_OWNER, "id 100 name", &["callback_subscription_owner"]).await;
 }
 
 #[tokio::test]

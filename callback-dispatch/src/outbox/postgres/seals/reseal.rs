@@ -18,7 +18,12 @@ const ROWS: i64 = 32;
 /// Goes through the tables from beginning to end, in transactions that let others in between.
 pub(in super::super) async fn reseal(outbox: &PostgresOutbox) -> Result<u64, OutboxError> {
     let mut changed = 0;
-    for step in [|after| SealStep::Rows { after }, |after| SealStep::Attempts { after }] {
+    for step in [
+        |after| SealStep::Rows { after },
+        |after| SealStep::Attempts { after },
+        |after| SealStep::Payloads { after },
+        |after| SealStep::Subscriptions { after },
+    ] {
         let mut after = 0;
         while let Written::Resealed { last: Some(last), changed: now } = write(outbox, Write::Seal(step(after))).await?
         {
@@ -55,6 +60,24 @@ pub(in super::super) async fn step(
             let mut changed = 0;
             for line in &lines {
                 changed += reseal_attempt(connection, codec, line).await?;
+            }
+            Ok(Written::Resealed { last: last(&lines)?, changed })
+        }
+        SealStep::Payloads { after } => {
+            let sql = "SELECT * FROM callback_payload WHERE seq > $1 ORDER BY seq LIMIT $2 FOR UPDATE";
+            let lines = query(sql).bind(after).bind(ROWS).fetch_all(&mut *connection).await?;
+            let mut changed = 0;
+            for line in &lines {
+                changed += reseal_payload(connection, codec, line).await?;
+            }
+            Ok(Written::Resealed { last: last(&lines)?, changed })
+        }
+        SealStep::Subscriptions { after } => {
+            let sql = "SELECT * FROM callback_subscription WHERE seq > $1 ORDER BY seq LIMIT $2 FOR UPDATE";
+            let lines = query(sql).bind(after).bind(ROWS).fetch_all(&mut *connection).await?;
+            let mut changed = 0;
+            for line in &lines {
+                changed += reseal_subscription(connection, codec, line).await?;
             }
             Ok(Written::Resealed { last: last(&lines)?, changed })
         }
@@ -98,6 +121,24 @@ async fn reseal_attempt(connection: &mut PgConnection, codec: &Codec, line: &PgR
     let Some(reason) = reason.map_err(|reason| of_row(id, &reason))? else { return Ok(0) };
     let update = query("UPDATE callback_attempt SET reason = $1 WHERE seq = $2");
     update.bind(bytes(&reason)).bind(line.try_get::<i64, _>("seq")?).execute(connection).await?;
+    Ok(1)
+}
+
+async fn reseal_payload(connection: &mut PgConnection, codec: &Codec, line: &PgRow) -> Result<u64, Error> {
+    let id = task_id(line)?;
+    let resealed = codec.reseal_payload(id, line.try_get("head")?, line.try_get("body")?);
+    let Some((head, body)) = resealed.map_err(|reason| of_row(id, &reason))? else { return Ok(0) };
+    let update = query("UPDATE callback_payload SET head = $1, body = $2 WHERE id = $3").bind(bytes(&head));
+    update.bind(&body[..]).bind(uuid(id)).execute(connection).await?;
+    Ok(1)
+}
+
+async fn reseal_subscription(connection: &mut PgConnection, codec: &Codec, line: &PgRow) -> Result<u64, Error> {
+    let id = task_id(line)?;
+    let resealed = codec.reseal_subscription(id, line.try_get("detail")?).map_err(|reason| of_row(id, &reason))?;
+    let Some(detail) = resealed else { return Ok(0) };
+    let update = query("UPDATE callback_subscription SET detail = $1 WHERE id = $2").bind(bytes(&detail));
+    update.bind(uuid(id)).execute(connection).await?;
     Ok(1)
 }
 

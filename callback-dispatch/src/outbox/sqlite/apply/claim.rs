@@ -140,7 +140,8 @@ impl Rows {
             Some(found) => list(found),
             None => list(&look(connection, claim).await?),
         };
-        let taken = query(TAKE).bind(found).bind(claim.number).bind(claim.now.0).fetch_all(connection).await?;
+        let taken = query(TAKE).bind(found).bind(claim.number).bind(claim.now.0).fetch_all(&mut *connection).await?;
+        let shared = read::Shared::of(connection, &self.codec, &taken).await?;
         let mut rows = taken
             .iter()
             .filter_map(|line| {
@@ -149,7 +150,7 @@ impl Rows {
                     let id = line.try_get("id").map(read::hex).unwrap_or_default();
                     tracing::error!(id, %error, "a stored row cannot be read");
                 };
-                read::row(&self.codec, line).inspect_err(unreadable).ok()
+                read::row(&self.codec, line, &shared).inspect_err(unreadable).ok()
             })
             .collect::<Vec<Row>>();
         rows.sort_by_key(|row| (row.due, row.id));

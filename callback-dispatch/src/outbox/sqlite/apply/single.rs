@@ -4,7 +4,10 @@ use super::{
     Rows,
     bind::{address, bind_replay, count, list, not_sealed, numbers},
     claim::GIVE_BACK,
+    fan_out::{PAYLOADS, forget_payloads, payloads},
     order::{QUEUE, enqueue, ids, left, release_aged, release_next},
+    split,
+    subscription::{clean_subscriptions, end_all_to, end_subscription},
 };
 use crate::{
     clock::Micros,
@@ -57,7 +60,7 @@ pub(super) const EXPIRE: &str = "UPDATE callback_outbox SET stage = 14, held = 0
 pub(super) const CLEAN: &str = "DELETE FROM callback_outbox WHERE seq IN ( \
                        SELECT seq FROM callback_outbox \
                        WHERE stage >= 10 AND stage <> 12 AND idempotency IS NULL AND ended_at < ?1 \
-                       ORDER BY ended_at LIMIT ?2) RETURNING id";
+                       ORDER BY ended_at LIMIT ?2) RETURNING id, payload";
 
 pub(super) const CLEAN_KEYED: &str = "DELETE FROM callback_outbox WHERE seq IN ( \
                              SELECT seq FROM callback_outbox \
@@ -80,6 +83,10 @@ impl Rows {
         match write {
             Write::Result { .. } | Write::Settle(_) => unreachable!("comes in numbers"),
             Write::Insert(row) => self.insert_once(connection, row).await,
+            Write::Publish(event) => Ok(Written::Count(self.fan_out(connection, event).await?)),
+            Write::Subscribe(row) => self.subscribe(connection, row).await,
+            Write::ChangeSubscription(row) => self.change_subscription(connection, row).await,
+            Write::EndSubscription { id, end, now } => end_subscription(connection, *id, *end, *now).await,
             Write::Confirm { id } => {
                 // What a failed commit left in the log may yet be found by a recovery. Another commit takes its place there,
                 // if it writes something.
@@ -100,7 +107,12 @@ impl Rows {
                 if done.execute(&mut *connection).await?.rows_affected() == 0 {
                     return Ok(Written::Superseded);
                 }
-                self.insert(connection, &events.iter().collect::<Vec<_>>()).await?;
+                let (mut rows, mut fan_outs) = (Vec::new(), Vec::new());
+                split(events, &mut rows, &mut fan_outs);
+                self.insert(connection, &rows).await?;
+                for event in fan_outs {
+                    self.fan_out(connection, event).await?;
+                }
                 Ok(Written::Done)
             }
             Write::Cancel { id, now } => {
@@ -122,8 +134,10 @@ impl Rows {
                 Ok(if done { Written::Done } else { Written::Superseded })
             }
             Write::Purge { ids, now } => {
+                let payloads = payloads(&query(PAYLOADS).bind(list(ids)).fetch_all(&mut *connection).await?)?;
                 let ended = left(connection, query(PURGE).bind(list(ids)), *now).await?;
                 self.forget_attempts(connection, &ended).await?;
+                forget_payloads(connection, &payloads).await?;
                 Ok(Written::Count(ended.len() as u64))
             }
             Write::Age { lanes, before, now, limit } => self.age(connection, lanes, *before, *now, *limit).await,
@@ -147,6 +161,7 @@ impl Rows {
                 Ok(Written::Done)
             }
             Write::Bury { dsn, now, limit } => {
+                end_all_to(connection, dsn, *now).await?;
                 let bury = query(BURY).bind(now.0).bind(ErrorKind::Gone.as_str()).bind(address(dsn));
                 Ok(Written::Ended(left(connection, bury.bind(count(*limit)), *now).await?))
             }
@@ -156,13 +171,16 @@ impl Rows {
             }
             Write::Clean { before, keyed_before, breakers_before, limit } => {
                 let clean = query(CLEAN).bind(before.0).bind(count(*limit));
-                let mut old = ids(&clean.fetch_all(&mut *connection).await?)?;
+                let lines = clean.fetch_all(&mut *connection).await?;
+                let (mut old, payloads) = (ids(&lines)?, payloads(&lines)?);
                 let clean = query(CLEAN_KEYED).bind(keyed_before.0).bind(count(limit.saturating_sub(old.len())));
                 old.append(&mut ids(&clean.fetch_all(&mut *connection).await?)?);
                 self.forget_attempts(connection, &old).await?;
+                forget_payloads(connection, &payloads).await?;
+                let subscriptions = clean_subscriptions(connection, *before, *limit).await?;
                 let clean = query(CLEAN_BREAKERS).bind(breakers_before.0).bind(count(*limit));
                 let breakers = clean.execute(connection).await?.rows_affected();
-                Ok(Written::Count(breakers.max(old.len() as u64)))
+                Ok(Written::Count(breakers.max(subscriptions).max(old.len() as u64)))
             }
             Write::Claim(claim) => Ok(Written::Claimed(self.claim(connection, claim).await?)),
             Write::GiveBack { claim } => {

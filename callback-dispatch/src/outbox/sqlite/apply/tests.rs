@@ -1,6 +1,6 @@
 //! How SQLite goes about the statements: a scan of the outbox would make each write cost more than the last.
 
-use super::{super::SCHEMA, claim::*, order::*, single::*, *};
+use super::{super::SCHEMA, claim::*, fan_out::*, order::*, single::*, subscription::*, *};
 use crate::row::Stored;
 use callback_core::Message;
 use callback_store::{Database, Migrations};
@@ -117,6 +117,51 @@ async fn dead_letters_are_found_by_their_index() {
     assert!(plan.iter().any(|step| step == by_id), "{plan:#?}");
 }
 
+#[tokio::test]
+async fn those_who_want_an_event_are_found_by_their_index() {
+    let (pool, _directory) = open().await;
+    for step in [
+        "SEARCH i USING PRIMARY KEY (event=? AND service=?)",
+        "SEARCH s USING INDEX sqlite_autoindex_callback_subscription_1 (id=?)",
+        "SEARCH o USING COVERING INDEX callback_outbox_order (order_key=?",
+    ] {
+        let plan = plan(&pool, FAN_OUT).await;
+        assert!(plan.iter().any(|it| it.contains(step)), "{step} is not in {plan:#?}");
+        assert!(!plan.iter().any(|it| it.starts_with("SCAN callback_") || it.starts_with("SCAN o")), "{plan:#?}");
+    }
+    let by_id = "SEARCH callback_subscription USING INDEX sqlite_autoindex_callback_subscription_1 (id=?)";
+    check(&pool, GOT_IT, by_id).await;
+    check(&pool, CHANGE, by_id).await;
+    check(&pool, END, by_id).await;
+    let of = "SEARCH callback_outbox USING INDEX callback_outbox_payload (payload=?)";
+    check(&pool, GOT_IT, of).await;
+    let to = "SEARCH callback_subscription USING INDEX callback_subscription_address (address=?)";
+    check(&pool, END_ALL_TO, to).await;
+    check(&pool, FORGET_INTERESTS_TO, "callback_subscription_address (address=?)").await;
+    let interests = "callback_interest_subscription (subscription=?)";
+    for sql in [FORGET_INTERESTS, FORGET_INTERESTS_TO] {
+        check(&pool, sql, interests).await;
+    }
+    let unused = "SEARCH o USING COVERING INDEX callback_outbox_payload (payload=?)";
+    check(&pool, FORGET_PAYLOADS, unused).await;
+    check(&pool, CLEAN_ENDED, "INDEX callback_subscription_ended (ended_at<?)").await;
+    check(&pool, CLEAN_EXPIRED, "INDEX callback_subscription_expires (expires<?)").await;
+    for sql in [CLEAN_ENDED, CLEAN_EXPIRED] {
+        check(&pool, sql, "SEARCH o USING COVERING INDEX callback_outbox_subscription (subscription=?)").await;
+    }
+    check(&pool, read::PAYLOADS, "SEARCH p USING INDEX sqlite_autoindex_callback_payload_1 (id=?)").await;
+    let by_id = "SEARCH s USING INDEX sqlite_autoindex_callback_subscription_1 (id=?)";
+    check(&pool, read::SUBSCRIPTIONS, by_id).await;
+    check(
+        &pool,
+        read::PAGE,
+        "SEARCH callback_subscription USING INDEX sqlite_autoindex_callback_subscription_1 (id>?)",
+    )
+    .await;
+    let of_owner = "SEARCH callback_subscription USING INDEX callback_subscription_owner (owner=? AND id>?)";
+    check(&pool, read::PAGE_OF_OWNER, of_owner).await;
+}
+
 /// That of two results of one run that share a transaction one counts, and is what is kept.
 async fn check_two_results(codec: Codec) {
     let (pool, directory) = open().await;
@@ -127,7 +172,7 @@ async fn check_two_results(codec: Codec) {
     let result = |text: &str| {
         let message = Message::builder("a.b").id(id.into()).payload(text).build().expect("a valid message");
         // The heads differ too.
-        Arc::new(Stored { message, failed: text == "two", traceparent: None })
+        Arc::new(Stored { message, failed: text == "two", traceparent: None, service: None })
     };
     let step = |text: &str| {
         let (to, now, events) = (Stage::Delivering, Micros(7), Vec::new());

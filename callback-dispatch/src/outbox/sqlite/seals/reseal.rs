@@ -20,7 +20,12 @@ const ROWS: i64 = 32;
 /// Goes through the file from its beginning to its end, in transactions that let others in between.
 pub(in super::super) async fn reseal(writer: &Writer<Rows>) -> Result<u64, OutboxError> {
     let mut changed = 0;
-    for step in [|after| SealStep::Rows { after }, |after| SealStep::Attempts { after }] {
+    for step in [
+        |after| SealStep::Rows { after },
+        |after| SealStep::Attempts { after },
+        |after| SealStep::Payloads { after },
+        |after| SealStep::Subscriptions { after },
+    ] {
         let mut after = 0;
         while let Written::Resealed { last: Some(last), changed: now } = writer.write(Write::Seal(step(after))).await? {
             (after, changed) = (last, changed + now);
@@ -58,6 +63,24 @@ pub(in super::super) async fn step(
                 changed += reseal_attempt(connection, codec, line).await?;
             }
             Ok(Written::Resealed { last: last(&lines, "rowid")?, changed })
+        }
+        SealStep::Payloads { after } => {
+            let sql = "SELECT * FROM callback_payload WHERE seq > ? ORDER BY seq LIMIT ?";
+            let lines = page(connection, sql, *after).await?;
+            let mut changed = 0;
+            for line in &lines {
+                changed += reseal_payload(connection, codec, line).await?;
+            }
+            Ok(Written::Resealed { last: last(&lines, "seq")?, changed })
+        }
+        SealStep::Subscriptions { after } => {
+            let sql = "SELECT * FROM callback_subscription WHERE seq > ? ORDER BY seq LIMIT ?";
+            let lines = page(connection, sql, *after).await?;
+            let mut changed = 0;
+            for line in &lines {
+                changed += reseal_subscription(connection, codec, line).await?;
+            }
+            Ok(Written::Resealed { last: last(&lines, "seq")?, changed })
         }
         SealStep::Forget => {
             let first = codec.first().map_err(not_sealed)?;
@@ -111,6 +134,35 @@ async fn reseal_attempt(connection: &mut SqliteConnection, codec: &Codec, line: 
     };
     bind(&mut arguments).map_err(Error::Encode)?;
     query_with("UPDATE callback_attempt SET reason = ? WHERE rowid = ?", arguments).execute(connection).await?;
+    Ok(1)
+}
+
+async fn reseal_payload(connection: &mut SqliteConnection, codec: &Codec, line: &SqliteRow) -> Result<u64, Error> {
+    let id = task_id(line)?;
+    let resealed = codec.reseal_payload(id, line.try_get("head")?, line.try_get("body")?);
+    let Some((head, body)) = resealed.map_err(|reason| of_row(id, &reason))? else { return Ok(0) };
+    let mut arguments = SqliteArguments::default();
+    let bind = |arguments: &mut SqliteArguments| {
+        add_text(arguments, Some(&head))?;
+        arguments.add(&body[..])?;
+        arguments.add(&id.as_bytes()[..])
+    };
+    bind(&mut arguments).map_err(Error::Encode)?;
+    query_with("UPDATE callback_payload SET head = ?, body = ? WHERE id = ?", arguments).execute(connection).await?;
+    Ok(1)
+}
+
+async fn reseal_subscription(connection: &mut SqliteConnection, codec: &Codec, line: &SqliteRow) -> Result<u64, Error> {
+    let id = task_id(line)?;
+    let resealed = codec.reseal_subscription(id, line.try_get("detail")?).map_err(|reason| of_row(id, &reason))?;
+    let Some(detail) = resealed else { return Ok(0) };
+    let mut arguments = SqliteArguments::default();
+    let bind = |arguments: &mut SqliteArguments| {
+        add_text(arguments, Some(&detail))?;
+        arguments.add(&id.as_bytes()[..])
+    };
+    bind(&mut arguments).map_err(Error::Encode)?;
+    query_with("UPDATE callback_subscription SET detail = ? WHERE id = ?", arguments).execute(connection).await?;
     Ok(1)
 }
 

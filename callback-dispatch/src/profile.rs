@@ -1,0 +1,126 @@
+//! The shape of a message, and what its receiver's answer means.
+
+mod cloud_events;
+mod hal;
+mod os1;
+
+pub use cloud_events::CloudEvents;
+pub use hal::Hal;
+pub use os1::Os1;
+
+use callback_core::{Message, MessageError, Receipt, Secret, SinkError};
+use serde_json::{Map, Value};
+use std::fmt;
+
+/// Gives messages the shape that a receiver wants, and says what its answer means.
+///
+/// A profile is registered by its name with [`DispatcherBuilder::profile`](crate::DispatcherBuilder::profile), and named by
+/// work and subscriptions, which are stored: it acts at each attempt, perhaps after a restart. Both functions are pure. What
+/// names a profile that is not registered any more waits, and is tried again by the schedule.
+///
+/// ```
+/// use callback_core::{Message, MessageError};
+/// use callback_dispatch::{Profile, Recipient};
+/// use serde_json::json;
+///
+/// #[derive(Debug)]
+/// struct Partner;
+///
+/// impl Profile for Partner {
+///     fn name(&self) -> &str {
+///         "partner"
+///     }
+///
+///     fn shape(&self, message: Message, recipient: &Recipient) -> Result<Message, MessageError> {
+///         message.to_builder().payload(json!({ "what": message.event_type(), "who": recipient.id })).build()
+///     }
+/// }
+/// ```
+pub trait Profile: fmt::Debug + Send + Sync + 'static {
+    /// The name under which it is registered.
+    fn name(&self) -> &str;
+
+    /// Makes the message that is signed and sent. Its ids stay: they are what receivers deduplicate by.
+    ///
+    /// # Errors
+    /// When the shape cannot be sent; the message is dead then.
+    fn shape(&self, message: Message, recipient: &Recipient) -> Result<Message, MessageError>;
+
+    /// Says what the receiver's answer means. Default: what the sink says.
+    ///
+    /// # Errors
+    /// When the message was not accepted.
+    fn judge(&self, outcome: Result<Receipt, SinkError>) -> Result<Receipt, SinkError> {
+        outcome
+    }
+
+    /// Whether it signs by the recipient's secret itself, so that this may be any text. Default: no.
+    fn uses_secret(&self) -> bool {
+        false
+    }
+}
+
+/// For whom a message is shaped.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct Recipient {
+    /// The id of the subscription, or of the task whose result it is.
+    pub id: String,
+    /// Where subscription or task are served: `/subscriptions/{id}` or `/tasks/{id}` under the dispatcher's
+    /// [public URL](crate::DispatcherBuilder::public_url), relative if that is not set.
+    pub href: String,
+    /// The service that the event is of.
+    pub service: Option<String>,
+    /// The client's own value; null if there is none.
+    pub meta: Value,
+    /// The newest secret of the subscription or the request.
+    pub secret: Option<Secret>,
+}
+
+/// Neither meta nor secret are printed.
+impl fmt::Debug for Recipient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Recipient").field("id", &self.id).field("service", &self.service).finish_non_exhaustive()
+    }
+}
+
+/// The message as it is: `bare`, the default. It need not be registered.
+#[derive(Clone, Copy, Debug, Default)]
+#[expect(clippy::exhaustive_structs, reason = "users name it as a value")]
+pub struct Bare;
+
+impl Bare {
+    pub(crate) const NAME: &str = "bare";
+}
+
+impl Profile for Bare {
+    fn name(&self) -> &str {
+        Self::NAME
+    }
+
+    fn shape(&self, message: Message, _: &Recipient) -> Result<Message, MessageError> {
+        Ok(message)
+    }
+}
+
+/// Puts the body into an object as CloudEvents does (JSON Event Format 1.0.2 §3.1): JSON as `data`, text as a string, other
+/// bytes in base64 as `data_base64`.
+fn put_data(members: &mut Map<String, Value>, message: &Message) {
+    let media_type = message.content_type().split(';').next().unwrap_or_default().trim();
+    let is_json = media_type.ends_with("/json") || media_type.ends_with("+json");
+    let json = if is_json { message.json::<Value>().ok() } else { None };
+    let text = || str::from_utf8(message.body()).ok().filter(|_| media_type.starts_with("text/"));
+    match json.or_else(|| text().map(Value::from)) {
+        Some(data) => members.insert("data".into(), data),
+        None => members.insert("data_base64".into(), base64(message.body()).into()),
+    };
+}
+
+/// Base64 with padding (RFC 4648 §4).
+fn base64(bytes: &[u8]) -> String {
+    use base64::{Engine as _, prelude::BASE64_STANDARD};
+    BASE64_STANDARD.encode(bytes)
+}
+
+#[cfg(test)]
+mod tests;
