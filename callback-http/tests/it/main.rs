@@ -32,3 +32,5 @@ mod rpc;
 mod settings;
 #[cfg(feature = "server")]
 mod store;
+#[cfg(feature = "axum")]
+mod tasks;
