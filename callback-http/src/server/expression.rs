@@ -121,6 +121,14 @@ impl Expression {
         }
     }
 
+    /// The header that it names.
+    pub(super) const fn header(&self) -> Option<&HeaderName> {
+        match &self.0 {
+            Part::Header(name) => Some(name),
+            _ => None,
+        }
+    }
+
     /// The parameter of the path that it names.
     pub(super) const fn path_parameter(&self) -> Option<&str> {
         match &self.0 {

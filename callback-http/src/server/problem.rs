@@ -3,7 +3,7 @@
 
 use super::{Body, expression::Place};
 use callback_core::{DsnError, DsnErrorKind, Problem};
-use callback_dispatch::{AcceptError, OutboxError};
+use callback_dispatch::{AcceptError, OutboxError, Violations};
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 use std::{error::Error, time::Duration};
@@ -30,12 +30,16 @@ kinds! {
         "A header or parameter is there twice, or cannot be read. The detail names it."
     BODY_UNREADABLE "body-unreadable" 400 "The body could not be read"
         "The connection broke off before the end of the body."
+    BODY_INVALID "body-invalid" 400 "The body is no JSON"
+        "It cannot be read as its content type says."
     CALLER_UNKNOWN "caller-unknown" 403 "The caller is not known"
-        "A task belongs to somebody, and the request does not say to whom."
+        "Tasks and subscriptions belong to somebody, and the request does not say to whom."
     CALLBACK_FORBIDDEN "callback-forbidden" 403 "The callback is not accepted"
         "The service does not send there: the policy does not open the address, or nothing serves the scheme. Each entry of `errors` names the place and the reason."
     TASK_OVER "task-over" 403 "The task is over"
         "What has ended cannot be cancelled."
+    SUBSCRIPTION_OVER "subscription-over" 403 "The subscription has ended"
+        "What has ended is neither changed nor cancelled."
     NOT_FOUND "not-found" 404 "There is no such resource"
         "It is unknown, no longer kept, or not the caller's."
     NO_RESULT_YET "no-result-yet" 404 "There is no result yet"
@@ -48,6 +52,8 @@ kinds! {
         "It was not done in time. There is no result, and there will be none."
     TOO_LARGE "too-large" 413 "The body is too large"
         "The detail names the limit."
+    UNSUPPORTED_MEDIA_TYPE "unsupported-media-type" 415 "The body has another media type"
+        "JSON is read here. A change is `application/merge-patch+json`, or JSON."
     CALLBACK_INVALID "callback-invalid" 422 "The callback cannot be used"
         "It is no URL that anything can be sent to. Each entry of `errors` names the place and the reason."
     INVALID_MEMBER "invalid-member" 422 "A member of the request cannot be used"
@@ -133,6 +139,13 @@ impl Refusal {
         self
     }
 
+    /// All that is wrong with the members of a body.
+    pub(super) fn violations(violations: &Violations) -> Self {
+        violations.iter().fold(Self::new(INVALID_MEMBER), |refusal, violation| {
+            refusal.at(&Place::Pointer(violation.pointer.clone()), violation.reason.as_str())
+        })
+    }
+
     pub(super) fn too_large(limit: usize) -> Self {
         Self::new(TOO_LARGE).detail(format!("The body is larger than {limit} bytes."))
     }
@@ -157,6 +170,8 @@ impl Refusal {
         match error {
             AcceptError::Dsn(error) => Self::callback(place, error),
             AcceptError::Message(error) => Self::new(INVALID_MEMBER).detail(error.to_string()),
+            AcceptError::Invalid(violations) => Self::violations(violations),
+            AcceptError::Extension => Self::new(INVALID_MEMBER).detail(error.to_string()),
             AcceptError::Conflict => Self::new(KEY_REUSED),
             AcceptError::Overloaded { retry_after } => Self::new(OVERLOADED).retry_after(*retry_after),
             AcceptError::Closed => Self::new(OVERLOADED).retry_after(SECOND),
@@ -195,6 +210,37 @@ pub(super) fn json_response(content_type: &'static str, value: &Value) -> Respon
     let mut response = Response::new(Body::from(bytes::Bytes::from(value.to_string())));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
+}
+
+/// The media type of HAL (draft-kelly-json-hal).
+pub(super) const HAL: &str = "application/hal+json";
+
+/// An answer in HAL that nobody may keep: what stands in it is soon otherwise, and a URL in it may be a secret.
+pub(super) fn hal(status: StatusCode, body: &Value) -> Response<Body> {
+    let mut response = json_response(HAL, body);
+    *response.status_mut() = status;
+    no_store(response)
+}
+
+pub(super) fn no_store(mut response: Response<Body>) -> Response<Body> {
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// The answer of a route.
+#[cfg(feature = "axum")]
+pub(super) fn settle(answer: Result<Response<Body>, Refusal>) -> Response<axum::body::Body> {
+    no_store(answer.unwrap_or_else(Refusal::into_http)).map(axum::body::Body::new)
+}
+
+#[cfg(feature = "axum")]
+pub(super) async fn not_found() -> Response<axum::body::Body> {
+    settle(Err(Refusal::new(NOT_FOUND)))
+}
+
+#[cfg(feature = "axum")]
+pub(super) async fn method_not_allowed() -> Response<axum::body::Body> {
+    settle(Err(Refusal::new(METHOD_NOT_ALLOWED)))
 }
 
 #[cfg(test)]

@@ -33,4 +33,6 @@ mod settings;
 #[cfg(feature = "server")]
 mod store;
 #[cfg(feature = "axum")]
+mod subscriptions;
+#[cfg(feature = "axum")]
 mod tasks;

@@ -11,8 +11,8 @@ use axum::{
     routing::post,
 };
 use bytes::Bytes;
-use callback_core::{Policy, Problem, Rule, TaskId};
-use callback_dispatch::{Dispatcher, Interrupted, MemoryOutbox, Outbox, Outcome, SqliteOutbox, Task, TaskState};
+use callback_core::{Policy, Problem, Rule, Secret, TaskId};
+use callback_dispatch::{Dispatcher, Interrupted, MemoryOutbox, Os1, Outbox, Outcome, SqliteOutbox, Task, TaskState};
 use callback_http::{
     HttpSink,
     server::{Owner, TaskHandler, TaskLayer, TaskLayerBuilder, TaskLayerError, problem_router, task_router},
@@ -75,7 +75,8 @@ impl Api {
     async fn on(outbox: impl Outbox, owner: Owner, with: impl FnOnce(TaskLayerBuilder) -> TaskLayerBuilder) -> Self {
         let policy = Policy::default().allow(Rule::loopback());
         let sink = HttpSink::builder().policy(policy).build().expect("a sink");
-        let dispatcher = Dispatcher::builder(outbox).sink(sink).start().await.expect("started");
+        let dispatcher = Dispatcher::builder(outbox).sink(sink).profile(Os1::new("x-coreos-hmac-signature"));
+        let dispatcher = dispatcher.start().await.expect("started");
         let orders = Orders { gate: Arc::new(Semaphore::new(0)), begun: Arc::new(Semaphore::new(0)) };
         let routes = Router::new()
             .route("/orders", post(order).get(async || "the list of orders"))
@@ -390,6 +391,36 @@ async fn a_parameter_of_the_path_may_name_the_callback() {
     // Another path passes through.
     let reply = api.post(&[("prefer", "respond-async")], &json!({})).await;
     assert_eq!(reply.status, StatusCode::CREATED);
+}
+
+/// Seed 2: `meta` comes back with the callback, and the secret of the request's header signs its body.
+#[tokio::test]
+async fn a_profile_shapes_the_result_with_meta_and_secret_of_the_request() {
+    let profiled = |layer: TaskLayerBuilder| {
+        layer
+            .callback_at(at("$request.body#/callback/url"))
+            .meta_at(at("$request.body#/callback/meta"))
+            .secret_at(at("$request.header.X-COREOS-CALLBACK-SECRET"))
+            .profile("os1")
+    };
+    let mut api = Api::on(MemoryOutbox::new(), caller(), profiled).await;
+    let order = json!({ "item": "bread", "callback": { "url": api.callback(), "meta": { "batch": 7 } } });
+    let reply = api.post(&[("x-coreos-callback-secret", "mine")], &order).await;
+    let task = id(&location(&reply));
+    let received = api.receiver.next().await;
+    assert_eq!(
+        received.json(),
+        json!({ "event": "callback.task.completed", "data": { "order": order, "task": task }, "meta": { "batch": 7 } })
+    );
+    let expected = Secret::from("mine").hex_hmac(&received.body);
+    assert_eq!(received.header("x-coreos-hmac-signature"), Some(&*expected));
+    assert_eq!(received.header("x-coreos-callback-secret"), None);
+
+    let worker = api.dispatcher.worker("other", Interrupted::RunAgain);
+    let worker = worker.run(async |_: Task| Outcome::completed("")).expect("registered");
+    let kept =
+        profiled(TaskLayer::builder(worker, caller())).keep_header("x-coreos-callback-secret".parse().expect("a name"));
+    assert!(matches!(kept.build(), Err(TaskLayerError::Secret(_))));
 }
 
 #[tokio::test]

@@ -2,28 +2,13 @@
 
 use crate::server::{
     Body,
-    problem::{self, json_response},
+    problem::{self, json_response, no_store},
 };
 use callback_core::Problem;
 use callback_dispatch::Outcome;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 use std::time::Duration;
-
-/// The media type of HAL (draft-kelly-json-hal).
-pub(super) const HAL: &str = "application/hal+json";
-
-/// An answer in HAL that nobody may keep: what stands in it is soon otherwise, and a URL in it may be a secret.
-pub(super) fn hal(status: StatusCode, body: &Value) -> Response<Body> {
-    let mut response = json_response(HAL, body);
-    *response.status_mut() = status;
-    no_store(response)
-}
-
-pub(super) fn no_store(mut response: Response<Body>) -> Response<Body> {
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
-}
 
 /// When to ask again for a task of this age: after a quarter of it, 1 to 60 s.
 pub(super) fn retry_after(age: Duration) -> HeaderValue {

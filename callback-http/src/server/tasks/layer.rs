@@ -45,6 +45,9 @@ pub(super) struct Config {
     pub(super) worker: Worker,
     pub(super) owner: Owner,
     pub(super) callbacks: Vec<Expression>,
+    pub(super) meta_at: Option<Expression>,
+    pub(super) secret_at: Option<Expression>,
+    pub(super) profile: Option<String>,
     pub(super) expires_at: Option<Expression>,
     pub(super) expires_in: Option<Duration>,
     pub(super) time_limit: Option<Duration>,
@@ -64,6 +67,9 @@ impl TaskLayer {
             worker,
             owner,
             callbacks: Vec::new(),
+            meta_at: None,
+            secret_at: None,
+            profile: None,
             expires_at: None,
             expires_in: None,
             time_limit: None,
@@ -108,6 +114,9 @@ pub enum TaskLayerError {
     /// An expression names a parameter of the path that the template does not have, or there is no template.
     #[error("no path_template names the parameter {0}")]
     Parameter(String),
+    /// The header of the secret is kept for the run, where everybody sees it.
+    #[error("the header {0} carries the secret: it cannot be kept")]
+    Secret(HeaderName),
 }
 
 impl TaskLayerBuilder {
@@ -117,6 +126,26 @@ impl TaskLayerBuilder {
     /// text, are refused.
     pub fn callback_at(mut self, place: Expression) -> Self {
         self.config.callbacks.push(place);
+        self
+    }
+
+    /// Sets the place of a value of the client's own, of any type, that the profile may send back. Default: nowhere.
+    pub fn meta_at(mut self, place: Expression) -> Self {
+        self.config.meta_at = Some(place);
+        self
+    }
+
+    /// Sets the place of a secret that signs the result, of this receiver alone: a text. Default: nowhere.
+    ///
+    /// A header is not kept for the run. What stands in the body is stored with it, and the service sees it.
+    pub fn secret_at(mut self, place: Expression) -> Self {
+        self.config.secret_at = Some(place);
+        self
+    }
+
+    /// Sets the shape of the result: the name of a registered profile. Default `bare`.
+    pub fn profile(mut self, name: impl Into<String>) -> Self {
+        self.config.profile = Some(name.into());
         self
     }
 
@@ -186,11 +215,18 @@ impl TaskLayerBuilder {
     /// Makes the layer.
     ///
     /// # Errors
-    /// When the template of the path is malformed, or lacks a parameter that an expression names.
+    /// When the template of the path is malformed, or lacks a parameter that an expression names; when the header of
+    /// the secret is kept.
     pub fn build(mut self) -> Result<TaskLayer, TaskLayerError> {
         let template = self.template.as_deref().map(Template::parse).transpose();
         self.config.template = template.map_err(TaskLayerError::Template)?;
-        for expression in self.config.callbacks.iter().chain(&self.config.expires_at) {
+        let Config { callbacks, meta_at, secret_at, expires_at, .. } = &self.config;
+        if let Some(name) = secret_at.as_ref().and_then(Expression::header)
+            && self.config.keep.headers.contains(name)
+        {
+            return Err(TaskLayerError::Secret(name.clone()));
+        }
+        for expression in callbacks.iter().chain(meta_at).chain(secret_at).chain(expires_at) {
             if let Some(name) = expression.path_parameter()
                 && !self.config.template.as_ref().is_some_and(|template| template.names(name))
             {

@@ -1,9 +1,9 @@
 //! Where a client sees what became of its task.
 
-use super::answer::{self, no_store};
+use super::answer;
 use crate::server::{
-    Body, Owner,
-    problem::{self, Refusal},
+    Owner,
+    problem::{self, Refusal, hal, settle},
 };
 use axum::{
     Router,
@@ -30,9 +30,9 @@ use std::sync::Arc;
 pub fn task_router(dispatcher: &Dispatcher, owner: Owner) -> Router {
     let tasks = Arc::new(Tasks { dispatcher: dispatcher.clone(), owner });
     Router::new()
-        .route("/{id}", get(read).put(cancel).delete(cancel).fallback(method_not_allowed))
-        .route("/{id}/result", get(result).fallback(method_not_allowed))
-        .fallback(not_found)
+        .route("/{id}", get(read).put(cancel).delete(cancel).fallback(problem::method_not_allowed))
+        .route("/{id}/result", get(result).fallback(problem::method_not_allowed))
+        .fallback(problem::not_found)
         .with_state(tasks)
 }
 
@@ -72,7 +72,7 @@ async fn read(State(tasks): State<Arc<Tasks>>, id: Id, parts: Parts) -> Response
             body["_links"]["result"] = json!({ "href": result });
         }
         let follows = has_result && follow;
-        let mut response = answer::hal(if follows { StatusCode::SEE_OTHER } else { StatusCode::OK }, &body);
+        let mut response = hal(if follows { StatusCode::SEE_OTHER } else { StatusCode::OK }, &body);
         if follows {
             if let Ok(location) = HeaderValue::from_str(&result) {
                 response.headers_mut().insert(header::LOCATION, location);
@@ -113,7 +113,7 @@ async fn cancel(State(tasks): State<Arc<Tasks>>, id: Id, parts: Parts) -> Respon
                     "status": "cancelled",
                     "message": "The task is cancelled.",
                 });
-                Ok(answer::hal(StatusCode::ACCEPTED, &body))
+                Ok(hal(StatusCode::ACCEPTED, &body))
             }
             Err(EndError::Unknown) => Err(Refusal::new(problem::NOT_FOUND)),
             Err(EndError::Outbox(error)) => Err(Refusal::outbox(&error)),
@@ -121,18 +121,6 @@ async fn cancel(State(tasks): State<Arc<Tasks>>, id: Id, parts: Parts) -> Respon
         }
     };
     settle(answer.await)
-}
-
-async fn not_found() -> Response<axum::body::Body> {
-    settle(Err(Refusal::new(problem::NOT_FOUND)))
-}
-
-async fn method_not_allowed() -> Response<axum::body::Body> {
-    settle(Err(Refusal::new(problem::METHOD_NOT_ALLOWED)))
-}
-
-fn settle(answer: Result<Response<Body>, Refusal>) -> Response<axum::body::Body> {
-    no_store(answer.unwrap_or_else(Refusal::into_http)).map(axum::body::Body::new)
 }
 
 /// Whether a redirect to the result is wanted.

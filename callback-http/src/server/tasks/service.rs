@@ -4,11 +4,11 @@ use super::{answer, layer::Config};
 use crate::server::{
     Body,
     body::{Inner, Read, announced, read, with_body},
-    expression::{Asked, Place},
+    expression::{Asked, Expression, Place},
     idempotency,
     owner::Capability,
     prefer::Prefer,
-    problem::{self, Refusal, seconds},
+    problem::{self, Refusal, hal, seconds},
 };
 use bytes::Bytes;
 use callback_core::{Acknowledgment, BoxError, Dsn, Payload};
@@ -152,6 +152,19 @@ fn work(config: &Config, parts: &Parts, body: &Bytes, asked: &Asked<'_>, dsn: Op
     for value in parts.headers.get_all(header::CONTENT_ENCODING).iter().filter_map(|value| value.to_str().ok()) {
         work = work.header(header::CONTENT_ENCODING.as_str(), value);
     }
+    if let Some(name) = &config.profile {
+        work = work.profile(name);
+    }
+    if let Some(meta) = value(config.meta_at.as_ref(), asked)? {
+        work = work.meta(meta);
+    }
+    if let Some(secret) = value(config.secret_at.as_ref(), asked)? {
+        let Value::String(secret) = secret else {
+            let place = config.secret_at.as_ref().map_or(Place::Request, Expression::place);
+            return Err(Refusal::new(problem::INVALID_MEMBER).at(&place, "must be a string"));
+        };
+        work = work.secret(secret);
+    }
     if let Some(limit) = config.time_limit {
         work = work.time_limit(limit);
     }
@@ -164,13 +177,20 @@ fn work(config: &Config, parts: &Parts, body: &Bytes, asked: &Asked<'_>, dsn: Op
     })
 }
 
+/// What stands at a place; null is nothing.
+fn value(expression: Option<&Expression>, asked: &Asked<'_>) -> Result<Option<Value>, Refusal> {
+    let Some(expression) = expression else { return Ok(None) };
+    let invalid = |reason: &str| Refusal::new(problem::INVALID_MEMBER).at(&expression.place(), reason);
+    Ok(expression.evaluate(asked).map_err(invalid)?.filter(|value| !value.is_null()))
+}
+
 /// When the request says that its task expires.
 fn expires_in(config: &Config, asked: &Asked<'_>) -> Result<Option<Duration>, Refusal> {
     let Some(expression) = &config.expires_at else { return Ok(None) };
     let invalid = |reason: &str| Refusal::new(problem::INVALID_MEMBER).at(&expression.place(), reason);
     let number = |seconds: f64| Duration::try_from_secs_f64(seconds).ok().filter(|wait| !wait.is_zero());
-    let wait = match expression.evaluate(asked).map_err(invalid)? {
-        None | Some(Value::Null) => return Ok(None),
+    let wait = match value(Some(expression), asked)? {
+        None => return Ok(None),
         Some(Value::Number(seconds)) => seconds.as_f64().and_then(number),
         Some(Value::String(text)) => match text.parse() {
             Ok(seconds) => number(seconds),
@@ -211,7 +231,7 @@ async fn within(config: &Config, accepted: &Acknowledgment, wait: Duration, href
 const PREFERENCE_APPLIED: &str = "preference-applied";
 
 fn acknowledge(accepted: &Acknowledgment, href: &str, prefer: Prefer) -> Response<Body> {
-    let mut response = answer::hal(StatusCode::ACCEPTED, &accepted.to_hal(href));
+    let mut response = hal(StatusCode::ACCEPTED, &accepted.to_hal(href));
     let headers = response.headers_mut();
     if let Ok(location) = HeaderValue::from_str(href) {
         headers.insert(header::LOCATION, location);
