@@ -13,6 +13,8 @@ mod service;
 mod expression;
 #[cfg(feature = "axum")]
 mod keys;
+#[cfg(feature = "axum")]
+mod openapi;
 mod owner;
 mod prefer;
 mod problem;
@@ -26,6 +28,8 @@ pub use handler::RpcHandler;
 #[cfg(feature = "axum")]
 pub use keys::key_router;
 pub use layer::{RpcLayer, RpcLayerBuilder};
+#[cfg(feature = "axum")]
+pub use openapi::OpenApi;
 pub use owner::Owner;
 #[cfg(feature = "axum")]
 pub use problem::problem_router;

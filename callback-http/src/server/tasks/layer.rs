@@ -83,6 +83,52 @@ impl TaskLayer {
     }
 }
 
+#[cfg(feature = "axum")]
+impl TaskLayer {
+    /// Adds to an Operation Object (OpenAPI 3.1) what this layer reads and answers: `callbacks` at its expressions, `Prefer`
+    /// and `Idempotency-Key`, `202`, and its problems.
+    ///
+    /// What the operation says itself of a status stays.
+    #[must_use]
+    pub fn describe(&self, mut operation: serde_json::Value) -> serde_json::Value {
+        use crate::server::openapi::{callback, headers, parameter, problem_reply};
+        use serde_json::{Value, json};
+        let text = json!({ "type": "string" });
+        let parameters = [
+            parameter("Prefer", "header", &text, "`respond-async`, and `wait=N` in seconds (RFC 7240)"),
+            parameter("Idempotency-Key", "header", &text, "Names a request that is sent again."),
+        ];
+        match &mut operation["parameters"] {
+            Value::Array(known) => known.extend(parameters),
+            other => *other = parameters.into_iter().collect(),
+        }
+        for expression in &self.0.callbacks {
+            let key = format!("{{{expression}}}");
+            operation["callbacks"]["result"][key] = callback("The result of the request, or its failure");
+        }
+        let task = json!({ "$ref": "#/components/schemas/Task" });
+        let mut replies = vec![(
+            "202".to_owned(),
+            json!({
+                "description": "The request is stored: its result goes to the callback, and is served at `Location`",
+                "headers": headers(&["Location", "Retry-After", "Preference-Applied"]),
+                "content": { "application/hal+json": { "schema": task } },
+            }),
+        )];
+        replies.extend([400, 403, 413, 422, 503].map(|status| (status.to_string(), problem_reply(status))));
+        for (status, reply) in replies {
+            if operation["responses"][&status].is_null() {
+                operation["responses"][&status] = reply;
+            } else if let Some(more) = reply["content"].as_object() {
+                for (content_type, content) in more {
+                    operation["responses"][&status]["content"][content_type] = content.clone();
+                }
+            }
+        }
+        operation
+    }
+}
+
 impl<S> Layer<S> for TaskLayer {
     type Service = TaskService<S>;
 
