@@ -99,6 +99,9 @@ impl OpenApi {
             ),
         );
         created["headers"] = headers(&["Location"]);
+        for name in ["readSubscription", "changeSubscription", "cancelSubscription"] {
+            created["links"][name] = json!({ "operationId": name, "parameters": { "id": "$response.body#/UUID" } });
+        }
         let items = json!({ "type": "array", "items": { "$ref": "#/components/schemas/Subscription" } });
         let list = links(
             &json!({ "_embedded": { "type": "object", "properties": { "subscriptions": items }, "required": ["subscriptions"] } }),
@@ -106,6 +109,8 @@ impl OpenApi {
         );
         let mut create = operation("Subscribes", [("201", created)], &[400, 403, 413, 415, 422, 503]);
         create["requestBody"] = body("application/json", "NewSubscription");
+        create["requestBody"]["content"]["application/json"]["example"] =
+            json!({ "callbackUrl": "https://example.com/send/callback/here", "events": ["order.completed"] });
         create["callbacks"] = json!({
             "notification": { "{$request.body#/callbackUrl}": callback("An event that the subscription asks for") },
         });
@@ -127,15 +132,20 @@ impl OpenApi {
         let mut change =
             operation("Changes the subscription", [("200", one.clone())], &[400, 403, 404, 413, 415, 422, 503]);
         change["requestBody"] = body("application/merge-patch+json", "SubscriptionChange");
+        change["operationId"] = "changeSubscription".into();
         let cancel = |name: &str| {
             operation(&format!("Cancels the subscription ({name})"), [("202", accepted.clone())], &[403, 404, 503])
         };
         self.0["paths"][format!("{path}/{{id}}")] = json!({
             "parameters": [id],
-            "get": operation("The subscription", [("200", one)], &[403, 404, 503]),
+            "get": with(
+                operation("The subscription", [("200", one)], &[403, 404, 503]),
+                "operationId",
+                "readSubscription".into(),
+            ),
             "patch": change,
             "put": cancel("as the adidas guidelines write it"),
-            "delete": cancel("as HTTP writes it"),
+            "delete": with(cancel("as HTTP writes it"), "operationId", "cancelSubscription".into()),
         });
         self
     }
@@ -311,7 +321,7 @@ fn wishes() -> Value {
 
 fn new_subscription_schema() -> Value {
     let mut properties = wishes();
-    properties["callbackUrl"] = json!({ "type": "string", "maxLength": 2048 });
+    properties["callbackUrl"] = json!({ "type": ["string", "null"], "format": "uri", "maxLength": 2048 });
     properties["callback"] = json!({
         "description": "Stands for callbackUrl",
         "oneOf": [

@@ -185,10 +185,10 @@ impl Refusal {
     }
 
     pub(super) fn into_http(self) -> Response<Body> {
-        let mut problem = json!({ "type": self.kind.type_uri(), "title": self.kind.title, "status": self.kind.status });
-        if let Some(detail) = self.detail {
-            problem["detail"] = detail.into();
-        }
+        let detail = self.detail.as_deref().unwrap_or(self.kind.text);
+        let mut problem = json!({
+            "type": self.kind.type_uri(), "title": self.kind.title, "status": self.kind.status, "detail": detail,
+        });
         if !self.errors.is_empty() {
             problem["errors"] = self.errors.into();
         }

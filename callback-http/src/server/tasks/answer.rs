@@ -48,7 +48,9 @@ fn failure(content_type: &str, body: &[u8]) -> (StatusCode, Value) {
     }
     // A JSON-RPC error, for example.
     let kind = problem::TASK_FAILED;
-    let mut problem = json!({ "type": kind.type_uri(), "title": kind.title, "status": kind.status });
+    let mut problem = json!({
+        "type": kind.type_uri(), "title": kind.title, "status": kind.status, "detail": kind.text,
+    });
     problem["answer"] = json.unwrap_or_else(|| String::from_utf8_lossy(body).into());
     (StatusCode::INTERNAL_SERVER_ERROR, problem)
 }

@@ -104,7 +104,12 @@ fn problem_of(status: StatusCode, content_type: &str, body: &Bytes) -> Value {
         }
         json => {
             let kind = problem::TASK_FAILED;
-            let mut problem = json!({ "type": kind.type_uri(), "title": kind.title, "status": status });
+            let mut problem = json!({
+                "type": kind.type_uri(),
+                "title": kind.title,
+                "status": status,
+                "detail": format!("The service answered {status}."),
+            });
             match json {
                 Some(answer) => problem["answer"] = answer,
                 None if essence.starts_with("text/") => {
@@ -140,8 +145,10 @@ mod tests {
 
     #[test]
     fn a_failure_is_a_problem_under_its_own_status() {
-        let failed =
-            |status: u16| json!({ "type": "/problems/task-failed", "title": "The task failed", "status": status });
+        let failed = |status: u16| {
+            let detail = format!("The service answered {status}.");
+            json!({ "type": "/problems/task-failed", "title": "The task failed", "status": status, "detail": detail })
+        };
         let with = |mut problem: Value, name: &str, value: Value| {
             problem[name] = value;
             problem
