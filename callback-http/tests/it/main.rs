@@ -3,6 +3,7 @@
 mod receiver;
 
 mod answers;
+mod hostile;
 mod policy;
 mod sink;
 mod tls;
