@@ -314,6 +314,10 @@ impl Dispatcher {
         engine.forget();
     }
 
+    pub(crate) const fn of(handle: Arc<Handle>) -> Self {
+        Self(handle)
+    }
+
     pub(crate) fn engine(&self) -> &Arc<Engine> {
         &self.0.engine
     }

@@ -3,7 +3,7 @@
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 use crate::Transaction;
 use crate::{
-    AcceptError, Failure, Outcome, Submission, Task, Validator, Work, WorkerError,
+    AcceptError, Dispatcher, Failure, Outcome, Submission, Task, Validator, Work, WorkerError,
     dispatcher::Handle,
     engine::{Engine, WorkerEntry},
     validator,
@@ -129,6 +129,12 @@ impl Worker {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The dispatcher that it belongs to.
+    #[must_use]
+    pub fn dispatcher(&self) -> Dispatcher {
+        Dispatcher::of(Arc::clone(&self.handle))
     }
 
     /// Judges a Dsn as [`accept`](Self::accept) would.

@@ -1,5 +1,6 @@
 //! What the example programs are made of.
 
+mod exchange;
 mod file_sink;
 #[cfg(feature = "jsonschema")]
 mod json_schema;
@@ -8,6 +9,7 @@ mod order_service;
 mod redis_sink;
 mod server;
 
+pub use exchange::{Hook, exchange};
 pub use file_sink::FileSink;
 #[cfg(feature = "jsonschema")]
 pub use json_schema::JsonSchema;

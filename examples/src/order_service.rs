@@ -1,16 +1,19 @@
-//! The online store: a JSON-RPC service whose results come by callback.
+//! The online store: orders over JSON-RPC and over plain HTTP, whose results come by callback.
 
 use crate::Server;
 use axum::{
     Extension, Json, Router,
-    extract::State,
-    http::StatusCode,
+    extract::{State, rejection::JsonRejection},
+    http::{StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::post,
 };
-use callback_core::{Dsn, Keys, RpcError, RpcRequest, RpcResponse, Sink};
-use callback_dispatch::{Dispatcher, Interrupted, MemoryOutbox, SqliteOutbox, Task};
-use callback_http::server::{RpcHandler, RpcLayer};
+use callback_core::{Dsn, Keys, Problem, RpcError, RpcRequest, RpcResponse, Sink};
+use callback_dispatch::{Dispatcher, Event, Hal, Interrupted, MemoryOutbox, SqliteOutbox, Task};
+use callback_http::server::{
+    OpenApi, Owner, RpcHandler, RpcLayer, RpcLayerBuilder, SubscriptionRouter, SubscriptionRouterBuilder, TaskHandler,
+    TaskLayer, key_router, problem_router, task_router,
+};
 use futures_util::future::join_all;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -82,18 +85,45 @@ impl OrderService {
             Store::Sqlite(path) => Dispatcher::builder(SqliteOutbox::open(path).await?),
         };
         let builder = sinks.into_iter().fold(builder, |builder, sink| builder.sink(sink));
-        let public_keys = Json(json!({ "keys": settings.keys.public_keys() }));
-        let dispatcher = builder.signer(settings.keys).source("/orders").start().await?;
+        let keys = settings.keys.clone();
+        let dispatcher = builder.signer(settings.keys).profile(Hal).source("/orders").start().await?;
+        let shop = Shop { dispatcher: dispatcher.clone(), work: settings.work };
 
-        let orders = Router::new().route("/rpc", post(order)).with_state(settings.work);
+        let rpc = Router::new().route("/rpc", post(call)).with_state(shop.clone());
         let worker =
-            dispatcher.worker("orders", Interrupted::RunAgain).concurrency(256).run(RpcHandler::new(orders.clone()))?;
+            dispatcher.worker("orders", Interrupted::RunAgain).concurrency(256).run(RpcHandler::new(rpc.clone()))?;
         let layer = RpcLayer::builder(worker);
-        let layer = settings.topic.into_iter().fold(layer, |layer, topic| layer.topic(topic)).build()?;
-        let app = orders
-            // On the routes alone: a wrong path is no call, and stays a 404.
-            .route_layer(layer)
-            .route("/.well-known/callback-keys", get(move || async move { public_keys.clone() }));
+        let layer = settings.topic.iter().cloned().fold(layer, RpcLayerBuilder::topic).build()?;
+        // On the routes alone: a wrong path is no call, and stays a 404.
+        let rpc = rpc.route_layer(layer);
+
+        let orders = Router::new().route("/orders", post(place)).with_state(shop);
+        let worker = dispatcher
+            .worker("http-orders", Interrupted::RunAgain)
+            .concurrency(256)
+            .run(TaskHandler::new(orders.clone()))?;
+        let owner = Owner::capability();
+        let layer = TaskLayer::builder(worker, owner.clone())
+            .callback_at("$request.body#/callbackUrl".parse()?)
+            .expires_at("$request.body#/expires".parse()?)
+            .build()?;
+        let document = document(&layer);
+        let orders = orders.route_layer(layer);
+
+        // The header stands in for authentication: a service of yours knows its callers.
+        let customer = |request: &Parts| {
+            let named = request.headers.get("x-customer").and_then(|name| name.to_str().ok());
+            Some(named.unwrap_or("anybody").to_owned())
+        };
+        let subscriptions = SubscriptionRouter::builder(&dispatcher, customer).profile("hal");
+        let subscriptions = settings.topic.into_iter().fold(subscriptions, SubscriptionRouterBuilder::topic).build()?;
+        let app = rpc
+            .merge(orders)
+            .nest("/tasks", task_router(&dispatcher, owner))
+            .nest("/subscriptions", subscriptions)
+            .nest("/problems", problem_router())
+            .merge(key_router(&keys))
+            .merge(document.router());
 
         let server = Server::start(settings.listen, app).await?;
         Ok(Self { server, dispatcher })
@@ -118,6 +148,53 @@ impl OrderService {
     }
 }
 
+/// The routes, as they are served at `/openapi.json`.
+fn document(layer: &TaskLayer) -> OpenApi {
+    let order = json!({
+        "type": "object",
+        "properties": {
+            "orderId": { "type": "string" },
+            "callbackUrl": { "type": ["string", "null"], "maxLength": 2048 },
+            "expires": { "type": ["string", "number", "null"], "description": "Seconds from now, or a time of RFC 3339" },
+        },
+        "required": ["orderId"],
+    });
+    let done = json!({
+        "type": "object",
+        "properties": {
+            "orderId": { "type": "string" },
+            "status": { "const": "completed" },
+            "totalAmount": { "type": "number" },
+            "message": { "type": "string" },
+        },
+        "required": ["orderId", "status", "totalAmount", "message"],
+    });
+    let operation = json!({
+        "summary": "Processes an order: at once, or later where a callback is named or `Prefer` says so",
+        "requestBody": { "required": true, "content": { "application/json": { "schema": order } } },
+        "responses": {
+            "200": { "description": "It is processed", "content": { "application/json": { "schema": done } } },
+            "415": {
+                "description": "The order is not JSON",
+                "content": { "application/problem+json": { "schema": { "$ref": "#/components/schemas/Problem" } } },
+            },
+        },
+    });
+    OpenApi::new("order-service", env!("CARGO_PKG_VERSION"))
+        .operation("POST", "/orders", layer.describe(operation))
+        .tasks("/tasks")
+        .subscriptions("/subscriptions")
+        .keys()
+        .problems("/problems")
+}
+
+/// What the methods work with.
+#[derive(Clone)]
+struct Shop {
+    dispatcher: Dispatcher,
+    work: Duration,
+}
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Order {
@@ -131,24 +208,41 @@ enum Calls {
     One(RpcRequest),
 }
 
+/// One order over plain HTTP. An order that is done later comes as a task, which is among the extensions then.
+async fn place(
+    State(shop): State<Shop>,
+    task: Option<Extension<Task>>,
+    order: Result<Json<Order>, JsonRejection>,
+) -> Response {
+    match order {
+        Ok(Json(order)) => Json(process(&shop, &order, task.as_deref()).await).into_response(),
+        Err(rejection) => {
+            let status = rejection.status();
+            let problem = Problem::new("The order cannot be read").with_status(status.as_u16());
+            let problem = problem.with_detail(rejection.body_text());
+            let headers = [(header::CONTENT_TYPE, Problem::CONTENT_TYPE)];
+            (status, headers, json!(problem).to_string()).into_response()
+        }
+    }
+}
+
 /// One call, or several. A call with a callback comes alone, as a task, which is among the extensions then.
-async fn order(State(work): State<Duration>, task: Option<Extension<Task>>, Json(calls): Json<Calls>) -> Response {
-    let task = task.map(|task| task.id().to_string());
+async fn call(State(shop): State<Shop>, task: Option<Extension<Task>>, Json(calls): Json<Calls>) -> Response {
     let answers = match calls {
-        Calls::One(call) => match answer(call, work, task).await {
+        Calls::One(call) => match answer(&shop, call, task.as_deref()).await {
             Some(answer) => return Json(answer).into_response(),
             None => Vec::new(),
         },
-        Calls::Batch(calls) => join_all(calls.into_iter().map(|call| answer(call, work, None))).await,
+        Calls::Batch(calls) => join_all(calls.into_iter().map(|call| answer(&shop, call, None))).await,
     };
     let answers: Vec<RpcResponse> = answers.into_iter().flatten().collect();
     if answers.is_empty() { StatusCode::NO_CONTENT.into_response() } else { Json(answers).into_response() }
 }
 
 /// The answer to a call; none to a notification (JSON-RPC 2.0 §4.1).
-async fn answer(call: RpcRequest, work: Duration, task: Option<String>) -> Option<RpcResponse> {
-    tracing::info!(method = call.method, task, "a method is called");
-    let result = process(&call.method, call.params, work).await;
+async fn answer(shop: &Shop, call: RpcRequest, task: Option<&Task>) -> Option<RpcResponse> {
+    tracing::info!(method = call.method, task = task.map(|task| task.id().to_string()), "a method is called");
+    let result = dispatch(shop, &call.method, call.params, task).await;
     let id = call.id?;
     Some(match result {
         Ok(result) => RpcResponse::success(id, result),
@@ -156,20 +250,36 @@ async fn answer(call: RpcRequest, work: Duration, task: Option<String>) -> Optio
     })
 }
 
-async fn process(method: &str, params: Option<Value>, work: Duration) -> Result<Value, RpcError> {
+async fn dispatch(shop: &Shop, method: &str, params: Option<Value>, task: Option<&Task>) -> Result<Value, RpcError> {
     let order: Order = match method {
         "OrderService.processOrder" | "OrderService.failOrder" => serde_json::from_value(params.unwrap_or_default())
             .map_err(|error| RpcError::at(RpcError::INVALID_PARAMS, "Invalid params", "/params", error.to_string()))?,
         _ => return Err(RpcError::new(RpcError::METHOD_NOT_FOUND, "Method not found")),
     };
-    sleep(work).await;
     if method == "OrderService.failOrder" {
+        sleep(shop.work).await;
         return Err(RpcError::new(-32001, "Out of stock").with_data(json!({ "orderId": order.order_id })));
     }
-    Ok(json!({
+    Ok(process(shop, &order, task).await)
+}
+
+/// Processes an order, and tells those who have subscribed to it.
+async fn process(shop: &Shop, order: &Order, task: Option<&Task>) -> Value {
+    sleep(shop.work).await;
+    let order = json!({
         "orderId": order.order_id,
         "status": "completed",
         "totalAmount": 99.99,
         "message": "Your order has been processed successfully.",
-    }))
+    });
+    let completed = Event::new("order.completed", order.clone()).service("orders");
+    // With the outcome of a task in one transaction; else for itself.
+    let published = match task {
+        Some(task) => task.publish(completed).map(drop),
+        None => shop.dispatcher.publish(completed).await.map(drop),
+    };
+    if let Err(error) = published {
+        tracing::error!(%error, "order.completed could not be published");
+    }
+    order
 }

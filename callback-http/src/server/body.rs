@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use callback_core::BoxError;
+use http::{HeaderMap, HeaderValue, Request, Response, header, request::Parts};
 use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use std::{
@@ -9,6 +10,7 @@ use std::{
     pin::Pin,
     task::{Context, Poll},
 };
+use tower_service::Service;
 
 /// The body of requests and responses on both sides of the layer.
 pub struct Body(UnsyncBoxBody<Bytes, BoxError>);
@@ -110,5 +112,31 @@ where
                 }
             }
         }
+    }
+}
+
+/// How many bytes a request says that it has; none if it does not say it.
+pub(super) fn announced(headers: &HeaderMap) -> usize {
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    length.unwrap_or_default()
+}
+
+/// A request whose body was read.
+pub(super) fn with_body(mut parts: Parts, body: Bytes) -> Request<Body> {
+    parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+    parts.headers.remove(header::TRANSFER_ENCODING);
+    Request::from_parts(parts, Body::from(body))
+}
+
+/// The wrapped service, called at most once.
+pub(super) struct Inner<S>(pub(super) S);
+
+impl<S> Inner<S> {
+    pub(super) async fn call<R>(mut self, request: Request<Body>) -> Result<Response<Body>, S::Error>
+    where
+        S: Service<Request<Body>, Response = Response<R>>,
+        R: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    {
+        Ok(self.0.call(request).await?.map(Body::new))
     }
 }

@@ -1,9 +1,9 @@
 //! How the layer is set up.
 
-use super::{RpcService, reply};
+use super::{RpcService, reply, stored::Keep};
 use callback_core::{Acknowledgment, Dsn, DsnError, RpcId, RpcResponse};
-use callback_dispatch::{Interrupted, Work, Worker};
-use http::{Extensions, HeaderName, StatusCode, request::Parts};
+use callback_dispatch::{Interrupted, Worker};
+use http::{HeaderName, StatusCode, request::Parts};
 use serde::Serialize;
 use std::{collections::HashMap, fmt, sync::Arc};
 use tower_layer::Layer;
@@ -36,8 +36,7 @@ pub(super) struct Config {
     pub(super) topic: Option<Dsn>,
     pub(super) status: StatusCode,
     pub(super) acknowledge: Acknowledge,
-    pub(super) keep_headers: Vec<HeaderName>,
-    keep_extensions: Vec<KeepExtension>,
+    pub(super) keep: Keep,
     pub(super) interrupted: HashMap<String, Interrupted>,
     pub(super) owner: Option<Owner>,
     pub(super) limit: usize,
@@ -45,14 +44,7 @@ pub(super) struct Config {
 }
 
 type Acknowledge = Box<dyn Fn(&Acknowledgment, RpcId) -> RpcResponse + Send + Sync>;
-type KeepExtension = Box<dyn Fn(&Extensions, Work) -> Work + Send + Sync>;
 type Owner = Box<dyn Fn(&Parts) -> Option<String> + Send + Sync>;
-
-impl Config {
-    pub(super) fn keep_extensions(&self, extensions: &Extensions, work: Work) -> Work {
-        self.keep_extensions.iter().fold(work, |work, keep| keep(extensions, work))
-    }
-}
 
 impl RpcLayer {
     /// A layer with the defaults.
@@ -68,8 +60,7 @@ impl RpcLayer {
             topic: None,
             status: StatusCode::OK,
             acknowledge: Box::new(reply::acknowledge),
-            keep_headers: Vec::new(),
-            keep_extensions: Vec::new(),
+            keep: Keep::default(),
             interrupted: HashMap::new(),
             owner: None,
             limit: 1 << 20,
@@ -120,7 +111,7 @@ impl RpcLayerBuilder {
 
     /// Keeps a header of the request for the run: it is stored, and set again. Default: none.
     pub fn keep_header(mut self, name: HeaderName) -> Self {
-        self.0.keep_headers.push(name);
+        self.0.keep.headers.push(name);
         self
     }
 
@@ -132,17 +123,7 @@ impl RpcLayerBuilder {
     where
         T: Serialize + Clone + Send + Sync + 'static,
     {
-        let name = name.into();
-        self.0.keep_extensions.push(Box::new(move |extensions, work| {
-            match extensions.get::<T>().map(serde_json::to_value) {
-                Some(Ok(value)) => work.extension(name.clone(), value),
-                Some(Err(error)) => {
-                    tracing::error!(name, %error, "an extension has no JSON form and is not kept");
-                    work
-                }
-                None => work,
-            }
-        }));
+        self.0.keep.extension::<T>(name.into());
         self
     }
 

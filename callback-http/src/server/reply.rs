@@ -1,6 +1,6 @@
 //! Answers in JSON-RPC, and their HTTP status.
 
-use super::Body;
+use super::{Body, problem::seconds};
 use bytes::Bytes;
 use callback_core::{Acknowledgment, RpcError, RpcId, RpcResponse};
 use callback_dispatch::{AcceptError, Violation, Violations};
@@ -98,11 +98,6 @@ fn invalid(pointer: &str, violations: &Violations) -> RpcError {
     let mut data = all.first().cloned().unwrap_or_else(|| value!({}));
     data["violations"] = all.into();
     RpcError::new(RpcError::INVALID_PARAMS, "Invalid params").with_data(data)
-}
-
-/// Whole seconds, at least one.
-fn seconds(wait: Duration) -> u64 {
-    wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0)).max(1)
 }
 
 pub(super) fn to_json(response: &RpcResponse) -> Bytes {

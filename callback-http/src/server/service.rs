@@ -2,7 +2,7 @@
 
 use super::{
     Body,
-    body::{Read, read},
+    body::{Inner, Read, announced, read, with_body},
     idempotency,
     layer::Config,
     reply::{self, Reply},
@@ -13,7 +13,7 @@ use callback_core::{
 };
 use callback_dispatch::Work;
 use futures_util::future::join_all;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header, request::Parts};
 use serde_json::{json, value::RawValue};
 use std::{
     fmt, mem,
@@ -26,12 +26,8 @@ use tokio::time::timeout;
 use tower_service::Service;
 
 /// The names under which the layer keeps what belongs to the call itself.
-pub(super) const URI: &str = "callback.uri";
 pub(super) const IGNORE_CACHE: &str = "callback.ignoreCache";
 pub(super) const TIMEOUT: &str = "callback.timeout";
-
-/// What is passed on of a client's own request (protocol §4).
-const PASS_ON: [&str; 3] = ["x-request-id", "x-correlation-id", "traceparent"];
 
 /// A JSON-RPC service with `$rpc.callback`; made by [`RpcLayer`](super::RpcLayer).
 #[derive(Clone)]
@@ -70,9 +66,7 @@ where
                 return inner.call(request.map(Body::new)).await;
             }
             let (parts, body) = request.into_parts();
-            let announced =
-                parts.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-            if !config.pass_oversized && announced.is_some_and(|length: usize| length > config.limit) {
+            if !config.pass_oversized && announced(&parts.headers) > config.limit {
                 return Ok(Reply::too_large(config.limit).into_http());
             }
             match read(Box::pin(body), config.limit).await {
@@ -89,19 +83,6 @@ where
                 }
             }
         })
-    }
-}
-
-/// The wrapped service, called at most once.
-struct Inner<S>(S);
-
-impl<S> Inner<S> {
-    async fn call<R>(mut self, request: Request<Body>) -> Result<Response<Body>, S::Error>
-    where
-        S: Service<Request<Body>, Response = Response<R>>,
-        R: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
-    {
-        Ok(self.0.call(request).await?.map(Body::new))
     }
 }
 
@@ -184,10 +165,8 @@ async fn accept(config: &Config, parts: &Parts, call: Call, id: RpcId, place: Op
 /// The work of a call: what its method will see, and nothing else.
 fn work(config: &Config, parts: &Parts, call: &Call, dsn: callback_core::Dsn) -> Work {
     let options = call.options();
-    let mut work = Work::new(Payload::new("application/json", call.body().clone()))
-        .callback(dsn)
-        .operation(call.method())
-        .extension(URI, parts.uri.path_and_query().map_or("/", |path| path.as_str()));
+    let mut work =
+        Work::new(Payload::new("application/json", call.body().clone())).callback(dsn).operation(call.method());
     if options.ignore_cache {
         work = work.extension(IGNORE_CACHE, true);
     }
@@ -203,19 +182,7 @@ fn work(config: &Config, parts: &Parts, call: &Call, dsn: callback_core::Dsn) ->
     if let Some(owner) = config.owner.as_ref().and_then(|owner| owner(parts)) {
         work = work.owner(owner);
     }
-    for name in PASS_ON {
-        // A header that no message can carry is left behind: the call is not to fail for it.
-        let value = parts.headers.get(name).and_then(|value| value.to_str().ok());
-        if let Some(value) = value.filter(|value| value.len() <= 1_024 && !value.contains('\t')) {
-            work = work.pass_on(name, value);
-        }
-    }
-    for name in &config.keep_headers {
-        for value in parts.headers.get_all(name).iter().filter_map(|value| value.to_str().ok()) {
-            work = work.header(name.as_str(), value);
-        }
-    }
-    config.keep_extensions(&parts.extensions, work)
+    config.keep.keep(parts, work)
 }
 
 /// Gives a call without callback to the service; limits it where the client asks for that.
@@ -303,12 +270,6 @@ async fn split(response: Response<Body>, ids: Vec<RpcId>) -> Vec<Bytes> {
             ids.into_iter().map(|id| reply::to_json(&RpcResponse::failure(id, error.clone()))).collect()
         }
     }
-}
-
-fn with_body(mut parts: Parts, body: Bytes) -> Request<Body> {
-    parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
-    parts.headers.remove(header::TRANSFER_ENCODING);
-    Request::from_parts(parts, Body::from(body))
 }
 
 /// Waits within a limit, if there is one; the limit if it passed.

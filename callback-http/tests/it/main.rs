@@ -7,13 +7,14 @@ mod client;
 #[cfg(feature = "receiver")]
 mod fish;
 #[cfg(feature = "receiver")]
-mod hostile;
-#[cfg(feature = "axum")]
+mod hostile_senders;
+#[cfg(all(feature = "axum", feature = "receiver"))]
 mod nested;
 #[cfg(feature = "receiver")]
 mod round_trip;
 
 mod answers;
+mod hostile_receivers;
 mod policy;
 mod sink;
 mod tls;
@@ -43,3 +44,7 @@ mod rpc;
 mod settings;
 #[cfg(feature = "server")]
 mod store;
+#[cfg(all(feature = "axum", feature = "server"))]
+mod subscriptions;
+#[cfg(all(feature = "axum", feature = "server"))]
+mod tasks;

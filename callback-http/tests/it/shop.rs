@@ -349,13 +349,25 @@ pub(crate) async fn request(
     headers: &[(&str, &str)],
     body: impl Into<Bytes>,
 ) -> Reply {
+    request_at(method, address, "/rpc?v=1", headers, body).await
+}
+
+/// Sends a request to this path; no redirect is followed.
+pub(crate) async fn request_at(
+    method: http::Method,
+    address: SocketAddr,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: impl Into<Bytes>,
+) -> Reply {
     let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
         .expect("versions")
         .with_root_certificates(rustls::RootCertStore::empty())
         .with_no_client_auth();
-    let client = reqwest::Client::builder().tls_backend_preconfigured(config).no_proxy().timeout(PATIENCE).build();
-    let mut request = client.expect("a client").request(method, format!("http://{address}/rpc?v=1"));
+    let client = reqwest::Client::builder().tls_backend_preconfigured(config).no_proxy().timeout(PATIENCE);
+    let client = client.redirect(reqwest::redirect::Policy::none()).build().expect("a client");
+    let mut request = client.request(method, format!("http://{address}{path}"));
     for (name, value) in headers {
         request = request.header(*name, *value);
     }

@@ -11,18 +11,25 @@ use rustls::{ServerConfig, crypto::aws_lc_rs, pki_types::PrivateKeyDer};
 use std::sync::Arc;
 use tokio_rustls::TlsAcceptor;
 
-fn acceptor(certificate: &Certificate, key: &KeyPair) -> TlsAcceptor {
-    let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+fn acceptor(certificate: &Certificate, key: &KeyPair, protocols: &[&[u8]]) -> TlsAcceptor {
+    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
         .expect("versions")
         .with_no_client_auth()
         .with_single_cert(vec![certificate.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
         .expect("a certificate");
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     TlsAcceptor::from(Arc::new(config))
 }
 
 /// A certificate authority in PEM, and a receiver whose certificate for this name it signed.
 async fn receiver_of_a_ca(name: &str) -> (String, Receiver) {
+    let (root, acceptor) = acceptor_of_a_ca(name, &[]);
+    (root, Receiver::tls(acceptor).await)
+}
+
+/// A certificate authority in PEM, and what takes connections by a certificate for this name that it signed.
+pub(crate) fn acceptor_of_a_ca(name: &str, protocols: &[&[u8]]) -> (String, TlsAcceptor) {
     let ca_key = KeyPair::generate().expect("a key");
     let mut ca = CertificateParams::new([]).expect("valid");
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -30,14 +37,14 @@ async fn receiver_of_a_ca(name: &str) -> (String, Receiver) {
     let key = KeyPair::generate().expect("a key");
     let leaf = CertificateParams::new([name.to_owned()]).expect("valid");
     let leaf = leaf.signed_by(&key, &Issuer::new(ca, ca_key)).expect("a certificate");
-    (root, Receiver::tls(acceptor(&leaf, &key)).await)
+    (root, acceptor(&leaf, &key, protocols))
 }
 
 fn https(receiver: &Receiver) -> Dsn {
     format!("https://127.0.0.1:{}/", receiver.port()).parse().expect("valid")
 }
 
-fn trusting(root: &str) -> HttpSink {
+pub(crate) fn trusting(root: &str) -> HttpSink {
     let policy = Policy::default().allow(Rule::loopback());
     HttpSink::builder().policy(policy).root_certificates(root).build().expect("a sink")
 }
@@ -58,7 +65,7 @@ async fn a_receiver_of_a_trusted_authority_gets_its_messages() {
 async fn a_certificate_that_nobody_vouches_for_is_a_failure_of_tls() {
     let key = KeyPair::generate().expect("a key");
     let own = CertificateParams::new(["127.0.0.1".to_owned()]).expect("valid").self_signed(&key).expect("signed");
-    let receiver = Receiver::tls(acceptor(&own, &key)).await;
+    let receiver = Receiver::tls(acceptor(&own, &key, &[])).await;
     failed(deliver(&sink(), &https(&receiver)).await, ErrorKind::Unavailable, Some(Phase::Tls));
 
     let (_, receiver) = receiver_of_a_ca("127.0.0.1").await;

@@ -8,6 +8,7 @@ mod faults;
 mod file_sink;
 #[cfg(feature = "jsonschema")]
 mod json_schema;
+mod openapi;
 mod order_service;
 #[cfg(feature = "redis")]
 mod redis_sink;

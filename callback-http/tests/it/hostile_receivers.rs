@@ -1,0 +1,178 @@
+//! Receivers that mean harm: each costs one attempt until its deadline, a bounded memory, and nobody else anything.
+//!
+//! Those that drip, never end or never answer are in `answers.rs`, names that are bound anew in `policy.rs`.
+
+use crate::{
+    receiver::{Raw, Receiver, status},
+    sink::{deliver, failed, sink},
+    tls::{acceptor_of_a_ca, trusting},
+};
+use callback_core::{Dsn, ErrorKind, Phase};
+use http::{HeaderValue, StatusCode, header};
+use std::net::SocketAddr;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
+
+#[tokio::test]
+async fn a_redirect_to_a_clouds_metadata_is_refused() {
+    for code in [301, 302, 303, 307, 308] {
+        let receiver = Receiver::answering(move |_| {
+            let mut answer = status(StatusCode::from_u16(code).expect("a status"));
+            let target = HeaderValue::from_static("http://169.254.169.254/latest/meta-data/");
+            answer.headers_mut().insert(header::LOCATION, target);
+            answer
+        })
+        .await;
+        let error = failed(deliver(&sink(), &receiver.dsn("/")).await, ErrorKind::Refused, Some(Phase::Answer));
+        assert_eq!(error.status(), Some(code));
+    }
+}
+
+/// What is no gzip at all would be an error if anybody unpacked it: a bomb stays as small as it is sent.
+#[tokio::test]
+async fn an_answer_is_never_unpacked() {
+    for encoding in ["gzip", "br", "zstd", "deflate"] {
+        let mut receiver = Receiver::answering(move |_| {
+            let mut answer = status(StatusCode::OK);
+            answer.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding));
+            *answer.body_mut() = "no archive".into();
+            answer
+        })
+        .await;
+        assert_eq!(deliver(&sink(), &receiver.dsn("/")).await.expect("delivered").status(), Some(200));
+        assert_eq!(receiver.next().await.header("accept-encoding"), None);
+    }
+}
+
+/// Resets each connection once so many bytes came.
+async fn resetting_after(bytes: usize) -> (SocketAddr, JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let mut serving = JoinSet::new();
+    serving.spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            let mut read = vec![0; bytes];
+            if stream.read_exact(&mut read).await.is_ok() {
+                stream.set_zero_linger().expect("set");
+            }
+        }
+    });
+    (address, serving)
+}
+
+#[tokio::test]
+async fn a_reset_is_a_failure_of_the_receiver_in_each_phase() {
+    let (root, _acceptor) = acceptor_of_a_ca("127.0.0.1", &[]);
+    // Before and within the handshake or the request.
+    for bytes in [0, 1, 20] {
+        let (address, _serving) = resetting_after(bytes).await;
+        for scheme in ["http", "https"] {
+            let dsn: Dsn = format!("{scheme}://{address}/").parse().expect("a Dsn");
+            let error = deliver(&trusting(&root), &dsn).await.expect_err("no receipt");
+            assert_eq!(error.kind(), ErrorKind::Unavailable, "{scheme}, {bytes}: {error:?}");
+        }
+    }
+    // Within the answer.
+    for said in [
+        "",
+        "HTTP/1.1 200 OK\r\nx: ",
+        "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf",
+    ] {
+        let server = Raw::start(move |mut stream: TcpStream| async move {
+            let _ = stream.write_all(said.as_bytes()).await;
+            stream.set_zero_linger().expect("set");
+        })
+        .await;
+        let error = deliver(&sink(), &server.dsn()).await.expect_err("no receipt");
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{said:?}: {error:?}");
+    }
+}
+
+/// A server of HTTP/2 that resets each stream as soon as it is opened, many times over, and never answers one.
+async fn resetting_rapidly() -> (String, Dsn, JoinSet<()>) {
+    let (root, acceptor) = acceptor_of_a_ca("127.0.0.1", &[b"h2"]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let dsn = format!("https://{}/", listener.local_addr().expect("bound")).parse().expect("a Dsn");
+    let mut serving = JoinSet::new();
+    serving.spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.expect("a connection");
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+            let mut preface = [0; 24];
+            // SETTINGS, empty (RFC 9113 §6.5).
+            if stream.read_exact(&mut preface).await.is_err()
+                || stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.is_err()
+            {
+                continue;
+            }
+            let mut head = [0; 9];
+            while stream.read_exact(&mut head).await.is_ok() {
+                let mut payload =
+                    vec![0; usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2])];
+                if stream.read_exact(&mut payload).await.is_err() {
+                    break;
+                }
+                if head[3] == 1 {
+                    // RST_STREAM with CANCEL (§6.4), for the stream of these HEADERS.
+                    let reset = [&[0, 0, 4, 3, 0], &head[5..9], &[0, 0, 0, 8]].concat();
+                    if stream.write_all(&reset.repeat(5_000)).await.is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+    });
+    (root, dsn, serving)
+}
+
+#[tokio::test]
+async fn a_server_that_resets_every_stream_is_a_failure_of_the_receiver() {
+    let (root, dsn, _serving) = resetting_rapidly().await;
+    let sink = trusting(&root);
+    for _ in 0..20 {
+        let error = deliver(&sink, &dsn).await.expect_err("no receipt");
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    }
+    // The sink is as good as before.
+    let receiver = Receiver::start().await;
+    deliver(&sink, &receiver.dsn("/")).await.expect("delivered");
+}
+
+/// Attempts at the hostile ones last for as long as the test: no deadline helps.
+#[cfg(feature = "server")]
+#[tokio::test]
+async fn a_subscriber_whose_receiver_is_hostile_delays_no_other() {
+    use callback_dispatch::{Dispatcher, Event, MemoryOutbox, NewSubscription};
+    use std::time::Duration;
+    let dispatcher = Dispatcher::builder(MemoryOutbox::new()).sink(sink()).deadline(Duration::from_secs(3600));
+    let dispatcher = dispatcher.start().await.expect("started");
+    let mut hostile = Vec::new();
+    for answer in ["", "HTTP/1.1 200 OK\r\nx: ", "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf"] {
+        let server = Raw::start(move |mut stream: TcpStream| async move {
+            let _ = stream.write_all(answer.as_bytes()).await;
+            std::future::pending::<()>().await;
+        })
+        .await;
+        let subscription = NewSubscription::new(server.dsn());
+        dispatcher.subscriptions().create(subscription).await.expect("created");
+        hostile.push(server);
+    }
+    let mut receiver = Receiver::start().await;
+    dispatcher.subscriptions().create(NewSubscription::new(receiver.dsn("/"))).await.expect("created");
+    for number in 0..50 {
+        dispatcher.publish(Event::new("a", serde_json::json!(number))).await.expect("published");
+    }
+    let mut received = Vec::new();
+    for _ in 0..50 {
+        received.push(receiver.next().await.json().as_u64().expect("a number"));
+    }
+    received.sort_unstable();
+    assert!(received.into_iter().eq(0..50));
+    dispatcher.close(Duration::ZERO).await;
+}
