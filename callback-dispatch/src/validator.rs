@@ -15,12 +15,12 @@ use std::{fmt, sync::Arc};
 /// use callback_dispatch::{Submission, Validator, Violations};
 /// use serde_json::json;
 ///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
 /// let known = |submission: &Submission<'_>| match submission.content["orderId"].as_str() {
 ///     Some(_) => Ok(()),
 ///     None => Err(Violations::at("/orderId", "is missing")),
 /// };
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() {
 /// let violations = known.validate(&Submission::new("order", &json!({}))).await.unwrap_err();
 /// assert_eq!(violations.to_string(), "/orderId is missing");
 /// # }
