@@ -235,7 +235,7 @@ impl<T> Session<T> {
         {
             return Due::Idle;
         }
-        if now >= self.keep_alive_at() {
+        if now >= self.keep_alive_at() || self.is_in_doubt(now) {
             self.kept_alive = Some((now, self.heard));
             return Due::Ping(self.next_ping());
         }
@@ -253,20 +253,25 @@ impl<T> Session<T> {
         self.kept_alive.map_or(self.opened, |(pinged, _)| pinged) + KEEP_ALIVE
     }
 
+    /// When the first of the overdue frames was written after which nothing at all was heard.
+    fn unheard(&self, now: Instant) -> Option<Instant> {
+        let unheard = self.in_flight.iter().find(|flight| flight.heard == self.heard && now >= flight.overdue_at());
+        unheard.map(|flight| flight.written)
+    }
+
+    /// Whether the peer may be gone, and was not asked yet.
+    fn is_in_doubt(&self, now: Instant) -> bool {
+        self.unheard(now).is_some_and(|written| self.kept_alive.is_none_or(|(pinged, _)| pinged < written))
+    }
+
     fn is_dead(&self, now: Instant) -> Option<&'static str> {
         if let Some((pinged, heard)) = self.kept_alive
             && self.heard == heard
-            && now >= pinged + KEEP_ALIVE
+            && (now >= pinged + KEEP_ALIVE || (now >= pinged + GRACE && self.unheard(now).is_some()))
         {
             return Some("the peer does not answer pings");
         }
-        let mut overdue = 0;
-        for flight in self.in_flight.iter().filter(|flight| now >= flight.overdue_at()) {
-            if self.heard == flight.heard {
-                return Some("the peer fell silent");
-            }
-            overdue += 1;
-        }
+        let overdue = self.in_flight.iter().filter(|flight| now >= flight.overdue_at()).count();
         // They disturb nobody, until they take the places of others.
         let first = self.in_flight.iter().map(Flight::overdue_at).min()?;
         let is_all = overdue == self.in_flight.len() && now >= first + OVERDUE_LIMIT;

@@ -90,9 +90,9 @@ async fn a_peer_that_never_acknowledges_is_given_up_and_nobody_is_told_a_receipt
         frames
     });
     for reply in replies {
-        assert_eq!(failed(reply.await), (ErrorKind::Unavailable, "the peer fell silent".to_owned()));
+        assert_eq!(failed(reply.await), (ErrorKind::Unavailable, "the peer does not acknowledge".to_owned()));
     }
-    assert!(begun.elapsed() <= Duration::from_secs(41), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() <= Duration::from_secs(81), "{:?}", begun.elapsed());
     assert!(!driven.driving.await.expect("it ends").was_of_use);
     assert_eq!(peer.await.expect("it ends"), 64);
 }

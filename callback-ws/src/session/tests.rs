@@ -231,8 +231,22 @@ fn a_connection_without_work_is_idle_unless_it_may_be() {
 fn a_peer_that_says_nothing_after_a_frame_is_dead_when_its_time_is_over() {
     let (mut session, start) = acknowledging();
     session.written(id(0), 0, start + Duration::from_secs(1), start);
-    assert!(matches!(session.due(start + Duration::from_secs(4)), Due::Nothing(_)), "it has five seconds at least");
-    assert_eq!(session.due(start + Duration::from_secs(5)), Due::Dead("the peer fell silent"));
+    let at = |seconds| start + Duration::from_secs(seconds);
+    assert!(matches!(session.due(at(4)), Due::Nothing(_)), "it has five seconds at least");
+    assert!(matches!(session.due(at(5)), Due::Ping(_)), "it is asked first");
+    assert!(matches!(session.due(at(9)), Due::Nothing(_)));
+    assert_eq!(session.due(at(10)), Due::Dead("the peer does not answer pings"));
+}
+
+#[test]
+fn a_peer_that_answers_the_ping_after_a_silence_lives() {
+    let (mut session, start) = acknowledging();
+    let at = |seconds| start + Duration::from_secs(seconds);
+    write(&mut session, 0..3, start);
+    assert!(matches!(session.due(at(20)), Due::Ping(_)));
+    session.received(Incoming::Pong(&1_u64.to_be_bytes()), at(24)).expect("known");
+    assert!(matches!(session.due(at(25)), Due::Nothing(_)));
+    assert_eq!(answer(&mut session, r#"{"ack":"m1"}"#, at(30)), [(1, None)]);
 }
 
 #[test]
