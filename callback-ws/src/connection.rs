@@ -181,6 +181,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 }
                 continue;
             } else if !self.session.has_room() {
+                if jobs.sender_strong_count() == 0 {
+                    // Nobody waits for what takes the room.
+                    return Poll::Ready(Why::Retired);
+                }
                 None
             } else if let Some(first) = self.first.take() {
                 Some(first)

@@ -69,10 +69,20 @@ impl WsSink {
             }
             return match ended.await {
                 Ok(result) => Ok(result?),
+                // It was left unwritten because its time was over, or everything was.
+                Err(_dropped) if is_over(attempt) => Err(too_late()),
                 Err(_dropped) => Err(SinkError::unavailable("the connection was closed").with_phase(Phase::Write)),
             };
         }
     }
+}
+
+fn is_over(attempt: &Attempt) -> bool {
+    attempt.deadline() <= Instant::now().into_std()
+}
+
+fn too_late() -> SinkError {
+    SinkError::timed_out("no answer in time").with_phase(Phase::Answer)
 }
 
 #[async_trait]
@@ -94,8 +104,7 @@ impl Sink for WsSink {
             return Err(SinkError::unavailable("the sink is closed"));
         }
         self.check(dsn)?;
-        let too_late = || SinkError::timed_out("no answer in time").with_phase(Phase::Answer);
-        if attempt.deadline() <= Instant::now().into_std() {
+        if is_over(attempt) {
             return Err(too_late());
         }
         timeout_at(attempt.deadline().into(), self.send(dsn, message, attempt)).await.map_err(|_elapsed| too_late())?

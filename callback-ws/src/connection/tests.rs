@@ -164,6 +164,21 @@ async fn a_frame_of_a_peer_that_is_none_of_ours_ends_the_connection_with_its_cod
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_full_window_does_not_keep_a_connection_that_nobody_wants() {
+    let mut driven = start(Subprotocol::CallbackV1, 1 << 20).await;
+    let mut replies = Vec::new();
+    for number in 0..256 {
+        replies.push(driven.send(number, 20).await);
+    }
+    let begun = Instant::now();
+    drop((driven.jobs, replies));
+    let reading = tokio::spawn(async move { while let Some(Ok(_)) = driven.peer.next().await {} });
+    assert!(driven.driving.await.expect("it ends").is_retired);
+    assert!(begun.elapsed() <= Duration::from_secs(3), "{:?}", begun.elapsed());
+    reading.await.expect("it ends");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_close_is_answered_and_judges_the_one_that_waits() {
     let mut driven = start(Subprotocol::CallbackV1, 1 << 20).await;
     let reply = driven.send(0, 20).await;

@@ -5,6 +5,7 @@ mod peer;
 mod answers;
 mod bad_input;
 mod connections;
+mod dispatch;
 mod handshake;
 mod poison;
 mod tls;
