@@ -179,6 +179,32 @@ fn pause(failures: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use callback_core::{Attempt, Message, Policy};
+    use std::time::SystemTime;
+    use tokio::sync::oneshot;
+
+    #[test]
+    fn a_link_that_somebody_wants_is_not_forgotten() {
+        let tls = crate::tls::config(None).expect("certificates");
+        let dialler = Dialler { policy: Policy::default(), tls, origin: None, allow_unsigned: false };
+        let (links, dsn) = (Links::new(dialler, 1), "wss://example.com/".parse::<Dsn>().expect("a Dsn"));
+        let (sender, mut jobs) = mpsc::channel(1);
+        links.lock().links.insert(dsn.clone(), (sender.clone(), 0));
+        assert!(!links.retire(&dsn, &jobs), "somebody is about to send a job");
+
+        let message = Message::builder("a").build().expect("valid");
+        let attempt = Attempt::new(1, SystemTime::now(), Instant::now().into_std());
+        let job = Job { message, attempt, reply: oneshot::channel().0 };
+        assert!(sender.try_send(job).is_ok());
+        drop(sender);
+        assert!(!links.retire(&dsn, &jobs), "a job waits");
+        assert!(links.lock().links.contains_key(&dsn));
+
+        assert!(jobs.try_recv().is_ok());
+        assert!(links.retire(&dsn, &jobs));
+        assert!(links.lock().links.is_empty());
+        assert!(links.retire(&dsn, &jobs), "nobody can send any more");
+    }
 
     #[test]
     fn a_pause_grows_and_has_an_end() {

@@ -69,9 +69,7 @@ impl WsSink {
             }
             return match ended.await {
                 Ok(result) => Ok(result?),
-                // It was left unwritten because its time was over, or everything was.
-                Err(_dropped) if is_over(attempt) => Err(too_late()),
-                Err(_dropped) => Err(SinkError::unavailable("the connection was closed").with_phase(Phase::Write)),
+                Err(_dropped) => Err(unwritten(attempt)),
             };
         }
     }
@@ -83,6 +81,14 @@ fn is_over(attempt: &Attempt) -> bool {
 
 fn too_late() -> SinkError {
     SinkError::timed_out("no answer in time").with_phase(Phase::Answer)
+}
+
+/// Why a frame was left unwritten: its time was over, or the connection's was.
+fn unwritten(attempt: &Attempt) -> SinkError {
+    if is_over(attempt) {
+        return too_late();
+    }
+    SinkError::unavailable("the connection was closed").with_phase(Phase::Write)
 }
 
 #[async_trait]
@@ -122,5 +128,20 @@ impl Sink for WsSink {
 impl fmt::Debug for WsSink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WsSink").field("policy", &self.0.links.dialler().policy).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use callback_core::ErrorKind;
+    use std::time::{Duration, SystemTime};
+
+    #[test]
+    fn a_frame_left_unwritten_after_its_deadline_timed_out() {
+        let unwritten = |deadline| unwritten(&Attempt::new(1, SystemTime::now(), deadline)).kind();
+        let now = std::time::Instant::now();
+        assert_eq!(unwritten(now), ErrorKind::TimedOut);
+        assert_eq!(unwritten(now + Duration::from_secs(60)), ErrorKind::Unavailable);
     }
 }

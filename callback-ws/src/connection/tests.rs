@@ -170,6 +170,9 @@ async fn a_full_window_does_not_keep_a_connection_that_nobody_wants() {
     for number in 0..256 {
         replies.push(driven.send(number, 20).await);
     }
+    for _ in 0..256 {
+        assert!(driven.peer.next().await.expect("open").expect("a frame").is_text());
+    }
     let begun = Instant::now();
     drop((driven.jobs, replies));
     let reading = tokio::spawn(async move { while let Some(Ok(_)) = driven.peer.next().await {} });
