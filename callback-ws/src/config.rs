@@ -51,7 +51,7 @@ impl WsSinkBuilder {
         self
     }
 
-    /// Sets how many connections there are at once. Default: 1,024.
+    /// Sets how many connections there are at once. Default: 1,024. To one host and port there are at most 64.
     ///
     /// For a further one the one without work that was used longest ago is closed; where all have work, a delivery is
     /// `Throttled`.

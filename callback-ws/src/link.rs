@@ -28,6 +28,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How long a connection without work is kept.
 const IDLE: Duration = Duration::from_secs(120);
 
+/// To how many Dsns of one scheme, host and port there are connections at once.
+const AT_A_HOST: usize = 64;
+
 /// How many jobs wait for a place on a connection beside those that wait in line for it.
 const QUEUE: usize = 64;
 
@@ -51,6 +54,23 @@ struct ByDsn {
     asked: u64,
 }
 
+impl ByDsn {
+    /// Closes, where there are so many links of a kind, the one without work that was used longest ago.
+    fn make_room(&mut self, limit: usize, is_alike: impl Fn(&Dsn) -> bool) -> Result<(), Failure> {
+        let alike = || self.links.iter().filter(|(dsn, _)| is_alike(dsn));
+        if alike().count() < limit {
+            return Ok(());
+        }
+        let unused = alike().filter(|(_, (jobs, _))| jobs.strong_count() == 1);
+        let Some(oldest) = unused.min_by_key(|(_, (_, asked))| *asked).map(|(dsn, _)| dsn.clone()) else {
+            return Err(Failure::new(ErrorKind::Throttled, Phase::Connect, "too many connections are in use"));
+        };
+        // Without a sender it says goodbye.
+        self.links.remove(&oldest);
+        Ok(())
+    }
+}
+
 impl Links {
     pub(crate) fn new(dialler: Dialler, limit: usize) -> Arc<Self> {
         let (tasks, over) = (TaskTracker::new(), CancellationToken::new());
@@ -72,15 +92,9 @@ impl Links {
             *asked = now;
             return Ok(jobs.clone());
         }
-        if by_dsn.links.len() >= self.limit {
-            let unused = by_dsn.links.iter().filter(|(_, (jobs, _))| jobs.strong_count() == 1);
-            let Some(oldest) = unused.min_by_key(|(_, (_, asked))| *asked).map(|(dsn, _)| dsn.clone()) else {
-                let text = "too many connections are in use";
-                return Err(Failure::new(ErrorKind::Throttled, Phase::Connect, text));
-            };
-            // Without a sender it says goodbye.
-            by_dsn.links.remove(&oldest);
-        }
+        // Clients choose the Dsns: neither we nor a third party is to be flooded with connections.
+        by_dsn.make_room(AT_A_HOST, |other| other.destination() == dsn.destination())?;
+        by_dsn.make_room(self.limit, |_| true)?;
         let (sender, jobs) = mpsc::channel(QUEUE);
         self.tasks.spawn(run(dsn.clone(), jobs, Arc::downgrade(self), self.over.clone()));
         by_dsn.links.insert(dsn.clone(), (sender.clone(), now));

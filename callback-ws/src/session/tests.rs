@@ -239,6 +239,15 @@ fn a_peer_that_says_nothing_after_a_frame_is_dead_when_its_time_is_over() {
 }
 
 #[test]
+fn a_peer_that_said_something_after_a_frame_is_in_no_doubt() {
+    let (mut session, start) = acknowledging();
+    let at = |seconds| start + Duration::from_secs(seconds);
+    session.written(id(0), 0, at(1), start);
+    session.received(Incoming::Ping, at(2)).expect("known");
+    assert!(matches!(session.due(at(6)), Due::Nothing(_)), "its time is over, and the peer lives");
+}
+
+#[test]
 fn a_peer_that_answers_the_ping_after_a_silence_lives() {
     let (mut session, start) = acknowledging();
     let at = |seconds| start + Duration::from_secs(seconds);

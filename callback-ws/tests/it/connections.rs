@@ -49,6 +49,21 @@ async fn beyond_the_limit_the_one_without_work_makes_room() {
 }
 
 #[tokio::test]
+async fn one_host_has_64_connections_at_most() {
+    let peer = Peer::acknowledging().await;
+    let sink = sink();
+    let to = |number: usize| format!("{}?{number}", peer.dsn.expose()).parse().expect("a Dsn");
+    for number in 0..65 {
+        deliver(&sink, &to(number), "hello").await.expect("delivered");
+    }
+    deliver(&sink, &to(64), "hello").await.expect("delivered");
+    assert_eq!(peer.connections(), 65);
+    // The first one made room for the last.
+    deliver(&sink, &to(0), "hello").await.expect("delivered");
+    assert_eq!(peer.connections(), 66);
+}
+
+#[tokio::test]
 async fn where_all_connections_have_work_a_delivery_is_throttled() {
     let silent = Peer::start(Some("callback.v1"), only_read).await;
     let sink = builder().connections(1).build().expect("a sink");
