@@ -15,6 +15,8 @@ mod report;
 mod scale;
 mod stand_in;
 mod system;
+#[cfg(feature = "ws")]
+mod ws;
 
 use callback_core::BoxError;
 use clap::{Parser, builder::PossibleValuesParser};
@@ -39,6 +41,8 @@ const SUITES: &[Suite] = &[
     Suite { name: "kafka", run: kafka::run },
     #[cfg(feature = "postgres")]
     Suite { name: "postgres", run: postgres::run },
+    #[cfg(feature = "ws")]
+    Suite { name: "ws", run: ws::run },
 ];
 
 /// How every suite is run.

@@ -141,7 +141,9 @@ async fn serve(client: TcpStream, server: Arc<str>, mut watched: watch::Receiver
         tokio::try_join!(there, back).map(drop)
     };
     tokio::select! {
-        _ended = carry => {}
+        // What is sent after a cut is not carried, however soon.
+        biased;
         _cut = watched.wait_for(|state| state.cuts != cuts) => {}
+        _ended = carry => {}
     }
 }

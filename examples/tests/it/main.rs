@@ -14,3 +14,4 @@ mod order_service;
 mod redis_sink;
 mod service;
 mod transactional;
+mod web_socket;

@@ -4,6 +4,7 @@ use crate::brokers;
 use callback_core::{BoxError, Dsn, Keys, Policy, Rule, Signer};
 use callback_examples::{OrderService, Settings, Store};
 use callback_http::HttpSink;
+use callback_ws::WsSink;
 use std::{io::Write, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -21,7 +22,7 @@ pub(crate) struct Arguments {
     #[arg(long, env = "ORDER_SERVICE_SECRET", hide_env_values = true, value_name = "KEY")]
     secret: Option<Signer>,
 
-    /// Opens addresses or hosts to callbacks, over plain http too: 127.0.0.0/8, *.example.com; default: public, https only
+    /// Opens addresses or hosts to callbacks, over plain http and ws too: 127.0.0.0/8, *.example.com; default: public, https and wss only
     #[arg(long, env = "ORDER_SERVICE_ALLOW", value_delimiter = ',', num_args = 1.., value_name = "RULE")]
     allow: Vec<Rule>,
 
@@ -57,7 +58,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), BoxError> {
         topic: arguments.topic,
     };
     let mut sinks = brokers::sinks(arguments.brokers)?;
-    sinks.push(Arc::new(HttpSink::builder().policy(policy).build()?));
+    sinks.push(Arc::new(HttpSink::builder().policy(policy.clone()).build()?));
+    sinks.push(Arc::new(WsSink::builder().policy(policy).allow_unsigned().build()?));
     // Before the service says that it is there: a signal must find somebody.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let service = OrderService::start(settings, sinks).await?;

@@ -1,0 +1,268 @@
+//! One open socket: writes what is to be delivered, reads what the peer answers.
+
+use crate::{
+    outcome::Failure,
+    session::{Due, End, Incoming, Pace, Session},
+};
+use callback_core::{Attempt, Message, Receipt};
+use futures_util::{Sink, SinkExt, Stream, StreamExt};
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::{mpsc, oneshot},
+    time::{Instant, Sleep, sleep_until, timeout},
+};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{
+        Error, Message as Frame,
+        error::{CapacityError, ProtocolError},
+        protocol::{CloseFrame, frame::coding::CloseCode},
+    },
+};
+
+/// How long a peer may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// What waits for a frame's end.
+pub(crate) type Reply = oneshot::Sender<Result<Receipt, Failure>>;
+
+/// One attempt that is to be delivered.
+pub(crate) struct Job {
+    pub(crate) message: Message,
+    pub(crate) attempt: Attempt,
+    pub(crate) reply: Reply,
+}
+
+impl Job {
+    /// Whether somebody waits for it.
+    pub(crate) fn is_wanted(&self) -> bool {
+        !self.reply.is_closed() && self.attempt.deadline() > Instant::now().into_std()
+    }
+
+    /// Ends it without a try.
+    pub(crate) fn fail(self, failure: Failure) {
+        // Whoever has left wants to know nothing.
+        let _ = self.reply.send(Err(failure));
+    }
+}
+
+/// What is left of a connection.
+pub(crate) struct Ended {
+    pub(crate) pace: Pace,
+    /// Whether it acknowledged anything.
+    pub(crate) was_of_use: bool,
+    /// Whether no further one is wanted: nobody can send any more jobs, or `retire` agreed.
+    pub(crate) is_retired: bool,
+}
+
+/// Why a connection ends, and with which code we say so.
+enum Why {
+    /// It is not needed any more.
+    Retired,
+    /// The peer closed it, and gets its answer.
+    Closed(Option<u16>),
+    Broken(&'static str, Option<CloseCode>),
+}
+
+/// Delivers jobs over a socket until it ends: all that were written have their reply then.
+///
+/// After long without work, `retire` is asked whether the connection may end.
+pub(crate) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
+    socket: WebSocketStream<S>,
+    session: Session<Reply>,
+    jobs: &mut mpsc::Receiver<Job>,
+    first: Option<Job>,
+    retire: impl Fn(&mpsc::Receiver<Job>) -> bool + Sync,
+) -> Ended {
+    let timer = Box::pin(sleep_until(session.next(now()).into()));
+    let mut connection = Connection { socket, session, first, control: VecDeque::new(), is_dirty: false, timer };
+    let why = poll_fn(|context| connection.poll(context, jobs, &retire)).await;
+
+    let Connection { mut socket, session, first, .. } = connection;
+    let was_of_use = session.acknowledged() > 0;
+    let (end, code) = match why {
+        Why::Retired => (End::Broken("the connection was closed"), Some(CloseCode::Normal)),
+        Why::Closed(code) => (End::Closed(code), None),
+        Why::Broken(reason, code) => (End::Broken(reason), code),
+    };
+    let is_retired = matches!(why, Why::Retired);
+    let (left, pace) = session.end(end);
+    for (reply, failure) in left {
+        let _ = reply.send(Err(failure));
+    }
+    if let Some(first) = first {
+        first.fail(Failure::unavailable(callback_core::Phase::Write, "the connection was lost"));
+    }
+    if code.is_some() || matches!(why, Why::Closed(_)) {
+        let _ = timeout(GOODBYE, say_goodbye(&mut socket, code)).await;
+    }
+    Ended { pace, was_of_use, is_retired }
+}
+
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
+}
+
+async fn say_goodbye<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut WebSocketStream<S>, code: Option<CloseCode>) {
+    if let Some(code) = code {
+        let _ = socket.send(Frame::Close(Some(CloseFrame { code, reason: "".into() }))).await;
+    }
+    while let Some(Ok(_)) = socket.next().await {}
+}
+
+struct Connection<S> {
+    socket: WebSocketStream<S>,
+    session: Session<Reply>,
+    /// The job that the connection was made for.
+    first: Option<Job>,
+    /// Pings that are to be written.
+    control: VecDeque<Frame>,
+    /// Whether something was written since the last flush.
+    is_dirty: bool,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        jobs: &mut mpsc::Receiver<Job>,
+        retire: &impl Fn(&mpsc::Receiver<Job>) -> bool,
+    ) -> Poll<Why> {
+        loop {
+            // A peer that reads slowly blocks the writing, and is read from all the same.
+            if let Poll::Ready(why) = self.poll_write(context, jobs) {
+                return Poll::Ready(why);
+            }
+            let mut has_read = false;
+            while let Poll::Ready(incoming) = Pin::new(&mut self.socket).poll_next(context) {
+                has_read = true;
+                if let Some(why) = self.take_in(incoming.as_ref()) {
+                    return Poll::Ready(why);
+                }
+            }
+            let mut has_pinged = false;
+            while self.timer.as_mut().poll(context).is_ready() {
+                match self.session.due(now()) {
+                    Due::Nothing(until) => self.timer.as_mut().reset(until.into()),
+                    Due::Ping(payload) => {
+                        self.control.push_back(Frame::Ping(payload.to_vec().into()));
+                        has_pinged = true;
+                    }
+                    Due::Idle if retire(jobs) => return Poll::Ready(Why::Retired),
+                    // A job is on its way.
+                    Due::Idle => self.timer.as_mut().reset(Instant::now() + Duration::from_secs(1)),
+                    Due::Dead(reason) => return Poll::Ready(Why::Broken(reason, None)),
+                }
+            }
+            if !has_read && !has_pinged {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Writes all there is room for, and flushes once; is never ready but at the end.
+    fn poll_write(&mut self, context: &mut Context<'_>, jobs: &mut mpsc::Receiver<Job>) -> Poll<Why> {
+        let lost = |_error| Why::Broken("the connection was lost", None);
+        loop {
+            if let Err(error) = ready!(Pin::new(&mut self.socket).poll_ready(context)) {
+                return Poll::Ready(lost(error));
+            }
+            let job = if let Some(frame) = self.control.pop_front() {
+                if let Err(error) = self.write(frame) {
+                    return Poll::Ready(lost(error));
+                }
+                continue;
+            } else if !self.session.has_room() {
+                if jobs.sender_strong_count() == 0 {
+                    // Nobody waits for what takes the room.
+                    return Poll::Ready(Why::Retired);
+                }
+                None
+            } else if let Some(first) = self.first.take() {
+                Some(first)
+            } else {
+                match jobs.poll_recv(context) {
+                    Poll::Ready(None) => return Poll::Ready(Why::Retired),
+                    Poll::Ready(job) => job,
+                    Poll::Pending => None,
+                }
+            };
+            if let Some(job) = job {
+                if job.is_wanted() {
+                    let frame = self.session.subprotocol().frame(&job.message, &job.attempt);
+                    let (id, deadline) = (job.message.id().clone(), job.attempt.deadline());
+                    self.session.written(id, job.reply, deadline, now());
+                    if let Err(error) = self.write(frame) {
+                        return Poll::Ready(lost(error));
+                    }
+                    self.tick();
+                }
+            } else if let Some(payload) = self.session.ping() {
+                self.control.push_back(Frame::Ping(payload.to_vec().into()));
+            } else if self.is_dirty {
+                if let Err(error) = ready!(Pin::new(&mut self.socket).poll_flush(context)) {
+                    return Poll::Ready(lost(error));
+                }
+                self.is_dirty = false;
+            } else {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn write(&mut self, frame: Frame) -> Result<(), Error> {
+        self.is_dirty = true;
+        Pin::new(&mut self.socket).start_send(frame)
+    }
+
+    /// Wakes up sooner where the session asks for it.
+    fn tick(&mut self) {
+        let next = self.session.next(now()).into();
+        if self.timer.deadline() > next {
+            self.timer.as_mut().reset(next);
+        }
+    }
+
+    /// Takes in one frame, or the end of the connection.
+    fn take_in(&mut self, incoming: Option<&Result<Frame, Error>>) -> Option<Why> {
+        let received = match incoming {
+            Some(Ok(Frame::Text(text))) => self.session.received(Incoming::Text(text), now()),
+            Some(Ok(Frame::Binary(_) | Frame::Frame(_))) => self.session.received(Incoming::Binary, now()),
+            Some(Ok(Frame::Ping(_))) => self.session.received(Incoming::Ping, now()),
+            Some(Ok(Frame::Pong(payload))) => self.session.received(Incoming::Pong(payload), now()),
+            Some(Ok(Frame::Close(close))) => return Some(Why::Closed(close.as_ref().map(|close| close.code.into()))),
+            Some(Err(error)) => return Some(broken(error)),
+            None => return Some(Why::Broken("the connection was lost", None)),
+        };
+        let Ok(settled) = received else {
+            return Some(Why::Broken("the peer sent what is no answer", Some(CloseCode::Policy)));
+        };
+        for (reply, result) in settled {
+            let _ = reply.send(result);
+        }
+        None
+    }
+}
+
+fn broken(error: &Error) -> Why {
+    match error {
+        Error::Capacity(CapacityError::MessageTooLong { .. }) => {
+            Why::Broken("the peer sent a frame that is too large", Some(CloseCode::Size))
+        }
+        Error::Utf8(_) => Why::Broken("the peer sent a text that is not UTF-8", Some(CloseCode::Invalid)),
+        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => Why::Broken("the connection was lost", None),
+        Error::Protocol(_) => Why::Broken("the peer broke the rules of WebSocket", Some(CloseCode::Protocol)),
+        _ => Why::Broken("the connection was lost", None),
+    }
+}
+
+#[cfg(test)]
+mod tests;
