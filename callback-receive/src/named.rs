@@ -54,6 +54,8 @@ struct State {
     filling: bool,
     /// Whether something was stored meanwhile.
     dirty: bool,
+    /// What had its verdict or came back meanwhile: what is read may still have it.
+    passed: HashSet<i64>,
     waker: Option<Waker>,
 }
 
@@ -107,7 +109,7 @@ impl Named {
         state.generation += 1;
         state.loaded_through = 0;
         (state.filling, state.dirty) = (false, false);
-        let dropped = (mem::take(&mut state.queue), state.waker.take());
+        let dropped = (mem::take(&mut state.queue), mem::take(&mut state.passed), state.waker.take());
         drop(state);
         drop(dropped);
     }
@@ -226,9 +228,12 @@ impl Named {
             return filled;
         }
         let is_last = page.len() < PAGE;
+        let passed = mem::take(&mut state.passed);
+        let queued: HashSet<i64> = state.queue.iter().map(|(seq, _)| *seq).collect();
         for Waiting { seq, due, message } in page {
             state.loaded_through = state.loaded_through.max(seq);
-            if state.open.contains(&seq) || state.later.contains(&seq) {
+            let is_here = queued.contains(&seq) || state.open.contains(&seq) || state.later.contains(&seq);
+            if is_here || passed.contains(&seq) {
                 continue;
             }
             if due > now {
@@ -259,6 +264,7 @@ impl Named {
     pub(crate) fn settled(&self, seq: i64) {
         let mut state = lock(&self.state);
         state.drops.remove(&seq);
+        pass(&mut state, seq);
         if state.open.remove(&seq) {
             state.waiting = state.waiting.saturating_sub(1);
         }
@@ -275,7 +281,10 @@ impl Named {
     pub(crate) fn replayed(&self, seq: i64) {
         let mut state = lock(&self.state);
         state.waiting += 1;
-        state.later.insert(seq);
+        // It may have been read already.
+        if !state.open.contains(&seq) && state.queue.iter().all(|(queued, _)| *queued != seq) {
+            state.later.insert(seq);
+        }
     }
 
     /// A message in hand was dropped without a verdict: it comes at once, or after a wait.
@@ -288,6 +297,7 @@ impl Named {
             // Whoever attaches finds it in the inbox.
             return None;
         }
+        pass(&mut state, seq);
         let times = state.drops.entry(seq).or_default();
         *times += 1;
         let wait = wait_after(*times);
@@ -308,6 +318,7 @@ impl Named {
         if !state.later.remove(&seq) {
             return;
         }
+        pass(&mut state, seq);
         match message {
             Some(message) if state.attached && !state.ended => {
                 state.queue.push_front((seq, message));
@@ -319,6 +330,13 @@ impl Named {
             Some(_) => {}
             None => state.waiting = state.waiting.saturating_sub(1),
         }
+    }
+}
+
+/// Keeps in mind that a message left the hand or its timer while the inbox is read.
+fn pass(state: &mut State, seq: i64) {
+    if state.filling {
+        state.passed.insert(seq);
     }
 }
 
@@ -338,6 +356,7 @@ fn begin(state: &mut State) -> Option<Filling> {
         return None;
     }
     (state.filling, state.dirty) = (true, false);
+    state.passed.clear();
     Some(Filling { generation: state.generation, after: state.loaded_through })
 }
 

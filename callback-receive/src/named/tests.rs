@@ -105,6 +105,53 @@ fn what_is_in_hand_is_not_handed_over_to_the_next_holder() {
 }
 
 #[test]
+fn what_is_accepted_while_the_inbox_is_read_is_not_handed_over_again() {
+    explore(|| {
+        let scene = Scene::new();
+        (1..=2).for_each(|seq| scene.store(seq));
+        assert!(scene.named.attach());
+        assert_eq!(scene.take(), Some(1));
+        scene.named.detach();
+        assert!(scene.named.attach());
+        let accepting = Arc::clone(&scene);
+        let accepting = thread::spawn(move || accepting.accept(1));
+        assert_eq!(scene.take(), Some(2));
+        scene.accept(2);
+        accepting.join().expect("no panic");
+        scene.store(3);
+        assert_eq!(scene.take(), Some(3));
+    });
+}
+
+#[test]
+fn what_is_dropped_while_the_inbox_is_read_is_handed_over_once() {
+    explore(|| {
+        let scene = Scene::new();
+        (1..=3).for_each(|seq| scene.store(seq));
+        assert!(scene.named.attach());
+        assert_eq!([scene.take(), scene.take()], [Some(1), Some(2)]);
+        scene.named.detach();
+        assert!(scene.named.attach());
+        let dropping = Arc::clone(&scene);
+        let dropping = thread::spawn(move || {
+            assert_eq!(dropping.named.dropped(1, message(1)), None);
+            assert_eq!(dropping.named.dropped(2, message(2)), None);
+        });
+        let mut taken = Vec::new();
+        for _ in 0..3 {
+            let seq = scene.take().expect("open");
+            scene.accept(seq);
+            taken.push(seq);
+        }
+        dropping.join().expect("no panic");
+        taken.sort_unstable();
+        assert_eq!(taken, [1, 2, 3]);
+        scene.store(4);
+        assert_eq!(scene.take(), Some(4));
+    });
+}
+
+#[test]
 fn the_end_reaches_whoever_waits() {
     explore(|| {
         let scene = Scene::new();
