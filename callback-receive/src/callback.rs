@@ -1,12 +1,6 @@
 //! One handle: where callbacks come to.
 
-use crate::{
-    Delivery, ReceiveError,
-    inbox::{Micros, Write},
-    named::Named,
-    receiver::Shared,
-    slot::Slot,
-};
+use crate::{Delivery, InboxError, ReceiveError, inbox::Micros, named::Named, receiver::Shared, slot::Slot};
 use callback_core::{Dsn, Verifier};
 use futures_core::Stream;
 use std::{
@@ -88,7 +82,7 @@ impl Callback {
             Place::Spawned(slot) => slot.set_verifier(verifier),
             Place::Named(named) => {
                 named.set_verifier(verifier);
-                self.change(named, named.expires());
+                self.change(named);
             }
         }
         self
@@ -112,22 +106,27 @@ impl Callback {
             Place::Named(named) => {
                 let expires = Micros::now().after(time);
                 self.shared.expire_at(named, expires);
-                self.change(named, Some(expires));
+                self.change(named);
             }
         }
         self
     }
 
-    /// Stores what was said of a named handle after it was made.
-    fn change(&self, named: &Named, expires: Option<Micros>) {
-        let own_key = !matches!(named.judge(), crate::named::Judge::Receiver);
-        let change = Write::Change { handle: named.handle, expires, own_key };
-        let shared = Arc::clone(&self.shared);
-        self.shared.runtime.spawn(async move {
-            if let Err(error) = shared.write_then(change, drop).await {
-                tracing::error!(error = &error as &dyn std::error::Error, "a change of a handle is not stored");
+    /// Stores what was said of a named handle after it was made, in the order in which it is said.
+    fn change(&self, named: &Named) {
+        let failed = |error: ReceiveError| {
+            tracing::error!(error = &error as &dyn std::error::Error, "a change of a handle is not stored");
+        };
+        let done = move |written: Result<_, InboxError>| {
+            if let Err(error) = written {
+                failed(error.into());
             }
-        });
+        };
+        let inbox = self.shared.inbox();
+        let queued = inbox.and_then(|inbox| Ok(inbox.submit(named.change(), Box::new(done))?));
+        if let Err(error) = queued {
+            failed(error);
+        }
     }
 
     /// Waits for the next delivery; `None` once the handle has ended or the receiver is closed.

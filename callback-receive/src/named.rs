@@ -5,7 +5,7 @@
 
 use crate::{
     HandleId,
-    inbox::{Expectation, Micros, Waiting},
+    inbox::{Expectation, Micros, Waiting, Write},
     sync::{Mutex, lock},
 };
 use callback_core::{Message, Verifier};
@@ -148,8 +148,10 @@ impl Named {
         state.own_key = true;
     }
 
-    pub(crate) fn expires(&self) -> Option<Micros> {
-        lock(&self.state).expires
+    /// What is to be stored of it.
+    pub(crate) fn change(&self) -> Write {
+        let state = lock(&self.state);
+        Write::Change { handle: self.handle, expires: state.expires, own_key: state.own_key }
     }
 
     pub(crate) fn set_expiry(&self, expires: Micros, expiry: AbortHandle) {

@@ -120,6 +120,22 @@ async fn a_key_of_its_own_is_asked_for_after_a_restart() {
     drop(callback);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_of_a_handle_is_stored_in_the_order_in_which_it_was_said() {
+    let verifier: Verifier = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".parse().expect("a key");
+    let disk = Disk::new();
+    let (_, receiver) = disk.open().await;
+    for number in 0..200 {
+        let callback = receiver.expect(format!("order-{number}")).await.expect("a name");
+        drop(callback.verifier(verifier.clone()).expires_in(Duration::from_secs(3600)));
+    }
+    close(receiver).await;
+    let pool = pool(&disk.path()).await;
+    let without = "SELECT count(*) FROM callback_expectation WHERE expires IS NULL OR own_key = 0";
+    let without: i64 = sqlx::query_scalar(without).fetch_one(&pool).await.expect("counted");
+    assert_eq!(without, 0);
+}
+
 #[tokio::test]
 async fn one_receiver_has_an_inbox() {
     let disk = Disk::new();
