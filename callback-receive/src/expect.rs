@@ -72,13 +72,19 @@ impl Expect {
             Some(named) => (named, true),
             None => store(&shared, &name, expires_in, verifier.is_some()).await?,
         };
-        if let Some(verifier) = verifier {
-            named.set_verifier(verifier);
-        }
-        if !named.attach() {
+        let attached = match verifier {
+            None => named.attach().then_some(true),
+            Some(verifier) => named.attach_with(verifier),
+        };
+        let Some(is_told) = attached else {
             return Err(if shared.is_closing() { ReceiveError::Closed } else { ReceiveError::NameTaken(name) });
+        };
+        let callback = Callback::named(Arc::clone(&named), Arc::clone(&shared), is_resumed);
+        if !is_told {
+            // It was expected without a key before.
+            shared.write_then(named.change(), drop).await?;
         }
-        Ok(Callback::named(named, shared, is_resumed))
+        Ok(callback)
     }
 }
 

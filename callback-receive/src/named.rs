@@ -93,13 +93,17 @@ impl Named {
 
     /// Gives it to a `Callback`; `false` if another holds it, or it has ended.
     pub(crate) fn attach(&self) -> bool {
+        lock(&self.state).attach()
+    }
+
+    /// Gives it to a `Callback`, with a key of its own; `None` as of [`attach`](Self::attach), else whether it had one.
+    pub(crate) fn attach_with(&self, verifier: Verifier) -> Option<bool> {
         let mut state = lock(&self.state);
-        if state.attached || state.ended {
-            return false;
+        if !state.attach() {
+            return None;
         }
-        state.attached = true;
-        state.behind = true;
-        true
+        state.verifier = Some(verifier);
+        Some(mem::replace(&mut state.own_key, true))
     }
 
     /// Takes it back. What was in memory is in the inbox.
@@ -332,6 +336,17 @@ impl Named {
             Some(_) => {}
             None => state.waiting = state.waiting.saturating_sub(1),
         }
+    }
+}
+
+impl State {
+    fn attach(&mut self) -> bool {
+        if self.attached || self.ended {
+            return false;
+        }
+        self.attached = true;
+        self.behind = true;
+        true
     }
 }
 

@@ -38,6 +38,7 @@ over_each_inbox! {
     a_name_is_held_once
     finish_ends_the_handle
     it_expires
+    who_is_refused_a_name_does_not_change_its_key
     a_backlog_has_an_end
     more_than_a_page_comes_in_order
     known_ids_are_not_handed_over_again
@@ -229,4 +230,12 @@ async fn close_ends_named_handles((wire, receiver): (Wire, Receiver)) {
     assert!(callback.next().await.is_none());
     assert!(matches!(receiver.expect("order-43").await, Err(ReceiveError::Closed)));
     assert!(matches!(receiver.resume_all().await, Err(ReceiveError::Closed)));
+}
+
+async fn who_is_refused_a_name_does_not_change_its_key((wire, receiver): (Wire, Receiver)) {
+    let held = receiver.expect("order-42").await.expect("a name");
+    let key = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".parse().expect("a key");
+    let refused = receiver.expect("order-42").verifier(key).await;
+    assert!(matches!(refused, Err(ReceiveError::NameTaken(_))), "{refused:?}");
+    assert_eq!(wire.send(&held.url(), "a").await, Verdict::Accepted);
 }

@@ -120,6 +120,20 @@ async fn a_key_of_its_own_is_asked_for_after_a_restart() {
     drop(callback);
 }
 
+#[tokio::test]
+async fn a_key_that_is_given_to_a_known_name_is_asked_for_after_a_restart() {
+    let signer: Signer = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".parse().expect("a key");
+    let disk = Disk::new();
+    let (_, receiver) = disk.open().await;
+    drop(receiver.expect("partner").await.expect("a name"));
+    let callback = receiver.expect("partner").verifier(signer.verifier()).await.expect("nobody holds it");
+    let url = callback.url();
+    drop(callback);
+    close(receiver).await;
+    let (wire, _receiver) = disk.open().await;
+    assert_eq!(wire.send(&url, "a").await, Verdict::RetryLater(None), "nothing is stored unverified");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_said_of_a_handle_is_stored_in_the_order_in_which_it_was_said() {
     let verifier: Verifier = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".parse().expect("a key");
