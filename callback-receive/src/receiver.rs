@@ -444,7 +444,11 @@ impl Shared {
         let write = Write::End { handle: named.handle, reason, now: Micros::now() };
         let end = move |_| {
             shared.registry.remove(&ended.handle);
-            let removed = lock(&shared.names).remove(&*ended.name);
+            let mut names = lock(&shared.names);
+            // By then another may have its name.
+            let is_its = |name: &Name| matches!(name, Name::Handle(named) if Arc::ptr_eq(named, &ended));
+            let removed = if names.get(&*ended.name).is_some_and(is_its) { names.remove(&*ended.name) } else { None };
+            drop(names);
             drop(removed);
             ended.end();
         };

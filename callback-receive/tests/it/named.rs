@@ -38,6 +38,7 @@ over_each_inbox! {
     a_name_is_held_once
     finish_ends_the_handle
     it_expires
+    the_end_of_a_handle_leaves_the_next_of_its_name_alone
     who_is_refused_a_name_does_not_change_its_key
     a_backlog_has_an_end
     more_than_a_page_comes_in_order
@@ -230,6 +231,17 @@ async fn close_ends_named_handles((wire, receiver): (Wire, Receiver)) {
     assert!(callback.next().await.is_none());
     assert!(matches!(receiver.expect("order-43").await, Err(ReceiveError::Closed)));
     assert!(matches!(receiver.resume_all().await, Err(ReceiveError::Closed)));
+}
+
+async fn the_end_of_a_handle_leaves_the_next_of_its_name_alone((_wire, receiver): (Wire, Receiver)) {
+    let mut old = receiver.expect("order-42").expires_in(Duration::from_millis(50)).await.expect("a name");
+    assert!(soon(old.next()).await.is_none());
+    let new = receiver.expect("order-42").await.expect("the name is free");
+    old.finish().await.expect("it has ended already");
+    let twin = receiver.expect("order-42").await;
+    assert!(matches!(&twin, Err(ReceiveError::NameTaken(name)) if name == "order-42"), "{twin:?}");
+    drop(new);
+    assert_eq!(receiver.resume_all().await.expect("there is an inbox").len(), 1);
 }
 
 async fn who_is_refused_a_name_does_not_change_its_key((wire, receiver): (Wire, Receiver)) {
