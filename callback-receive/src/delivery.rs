@@ -10,7 +10,7 @@ use crate::{
 use callback_core::{Message, Problem, RpcOutcome};
 use serde::de::DeserializeOwned;
 use std::{fmt, sync::Arc, time::Duration};
-use tokio::{sync::oneshot, time::Instant};
+use tokio::sync::oneshot;
 
 /// A message that wants a verdict: [`accept`](Self::accept), [`refuse`](Self::refuse) or [`retry_later`](Self::retry_later).
 ///
@@ -164,7 +164,7 @@ impl Held {
         let seq = match &self.place {
             Place::Stored(_, seq) => *seq,
             Place::Direct(slot, number) => {
-                slot.settle(*number, verdict, &self.shared.memory, Instant::now());
+                self.shared.settle_spawned(slot, *number, verdict);
                 self.is_settled = true;
                 return Ok(());
             }
@@ -222,8 +222,7 @@ impl Drop for Held {
         }
         match &self.place {
             Place::Direct(slot, number) => {
-                let later = Verdict::RetryLater(None);
-                slot.settle(*number, &later, &self.shared.memory, Instant::now());
+                self.shared.settle_spawned(slot, *number, &Verdict::RetryLater(None));
             }
             Place::Stored(named, seq) => self.shared.dropped(named, *seq, self.message.clone()),
         }

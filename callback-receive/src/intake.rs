@@ -55,6 +55,7 @@ impl Intake {
     pub fn standing(&self, handle: &HandleId) -> Standing {
         let Some(shared) = self.0.upgrade() else { return Standing::Unknown };
         match shared.registry.find(handle) {
+            Some(Handle::Spawned(slot)) if slot.is_ended() => Standing::Ended,
             Some(_) => Standing::Open,
             None if shared.minter.made(handle) => Standing::Ended,
             None => Standing::Unknown,

@@ -110,7 +110,7 @@ impl Receiver {
         DeadLetters(Arc::clone(&self.0))
     }
 
-    /// How many handles are open, named ones included.
+    /// How many handles are open, named ones included, and those that ended with a delivery in hand.
     #[must_use]
     pub fn open_handles(&self) -> usize {
         self.0.registry.len()
@@ -298,7 +298,7 @@ impl Drop for EndAll {
         shared.closing.store(true, Ordering::SeqCst);
         for handle in shared.registry.all() {
             match handle {
-                Handle::Spawned(slot) => slot.end(&Verdict::RetryLater(None)),
+                Handle::Spawned(slot) => drop(slot.end(&Verdict::RetryLater(None))),
                 Handle::Named(named) => named.end(),
             }
         }
@@ -457,8 +457,16 @@ impl Shared {
 
     /// Ends a spawned handle.
     pub(crate) fn end_spawned(&self, slot: &Slot) {
-        slot.end(&Verdict::Ended);
-        self.registry.remove(&slot.handle);
+        if slot.end(&Verdict::Ended) {
+            self.registry.remove(&slot.handle);
+        }
+    }
+
+    /// Settles a message of a spawned handle.
+    pub(crate) fn settle_spawned(&self, slot: &Slot, number: u64, verdict: &Verdict) {
+        if slot.settle(number, verdict, &self.memory, tokio::time::Instant::now()) {
+            self.registry.remove(&slot.handle);
+        }
     }
 
     /// A dead letter waits again.

@@ -88,10 +88,7 @@ impl Slot {
         if lock(memory).knows(&key, now) {
             return Offered::Verdict(Verdict::Duplicate);
         }
-        if state.ended {
-            return Offered::Verdict(Verdict::Ended);
-        }
-        let State { queue, open, .. } = &mut *state;
+        let State { queue, open, ended, .. } = &mut *state;
         let (sender, receiver) = oneshot::channel();
         if let Some(entry) = queue.iter_mut().chain(open.iter_mut()).find(|entry| entry.key == key) {
             entry.waiters.retain(|waiter| !waiter.is_closed());
@@ -100,6 +97,9 @@ impl Slot {
             }
             entry.waiters.push(sender);
             return Offered::Waiting(receiver);
+        }
+        if *ended {
+            return Offered::Verdict(Verdict::Ended);
         }
         if queue.len() + open.len() >= room {
             return Offered::Verdict(Verdict::RetryLater(None));
@@ -132,16 +132,19 @@ impl Slot {
         Poll::Pending
     }
 
-    /// Answers those who sent a message that was taken out; what is accepted is remembered from here on.
-    pub(crate) fn settle(&self, number: u64, verdict: &Verdict, memory: &Mutex<Memory>, now: Instant) {
+    /// Answers those who sent a message that was taken out; what is accepted is remembered from here on. Whether the
+    /// handle is over with it: ended, and nothing in hand.
+    pub(crate) fn settle(&self, number: u64, verdict: &Verdict, memory: &Mutex<Memory>, now: Instant) -> bool {
         let mut state = lock(&self.state);
-        let Some(place) = state.open.iter().position(|entry| entry.number == number) else { return };
+        let Some(place) = state.open.iter().position(|entry| entry.number == number) else { return false };
         let entry = state.open.swap_remove(place);
         if let Verdict::Accepted = verdict {
             lock(memory).remember(entry.key, now);
         }
+        let is_over = state.ended && state.open.is_empty();
         drop(state);
         answer(entry, verdict);
+        is_over
     }
 
     /// Whether somebody still waits for the verdict on a message that was taken out.
@@ -151,10 +154,16 @@ impl Slot {
         entry.is_some_and(|entry| entry.waiters.iter().any(|waiter| !waiter.is_closed()))
     }
 
-    /// Ends the handle; what nobody has taken is answered so. Idempotent.
-    pub(crate) fn end(&self, verdict: &Verdict) {
+    pub(crate) fn is_ended(&self) -> bool {
+        lock(&self.state).ended
+    }
+
+    /// Ends the handle; what nobody has taken is answered so. Idempotent. Whether nothing is in hand: what is waits for
+    /// its verdict, and whoever sends it again joins.
+    pub(crate) fn end(&self, verdict: &Verdict) -> bool {
         let mut state = lock(&self.state);
         state.ended = true;
+        let is_over = state.open.is_empty();
         let (queue, waker, expiry) = (mem::take(&mut state.queue), state.waker.take(), state.expiry.take());
         drop(state);
         queue.into_iter().for_each(|entry| answer(entry, verdict));
@@ -164,6 +173,7 @@ impl Slot {
         if let Some(waker) = waker {
             waker.wake();
         }
+        is_over
     }
 
     /// Answers all who still wait; messages that were taken out may be accepted all the same.

@@ -74,6 +74,24 @@ async fn what_was_accepted_is_known_after_the_end() {
     assert_eq!(wire.send(&url, "a").await, Verdict::Duplicate, "its sender may not have heard the first answer");
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_is_in_hand_when_the_handle_ends_is_told_its_verdict_when_it_comes_again() {
+    let (wire, receiver) = Wire::open(Receiver::builder()).await;
+    let mut callback = receiver.spawn();
+    let url = callback.url();
+    let told = wire.sending(&url, "a");
+    let delivery = callback.next().await.expect("open");
+    drop(callback);
+    assert_eq!(told.await.expect("no panic"), Verdict::RetryLater(None), "there is no verdict yet");
+    let told = wire.sending(&url, "a");
+    tokio::task::yield_now().await;
+    assert_eq!(wire.send(&url, "b").await, Verdict::Ended);
+    assert_eq!(wire.intake().await.standing(&handle(&url)), Standing::Ended);
+    delivery.accept().await.expect("direct");
+    assert_eq!(told.await.expect("no panic"), Verdict::Accepted);
+    assert_eq!(receiver.open_handles(), 0);
+}
+
 #[tokio::test]
 async fn what_waits_when_the_handle_ends_is_told_so() {
     let (wire, receiver) = Wire::open(Receiver::builder()).await;
