@@ -53,7 +53,7 @@ impl DeadLetters {
         replayed.await
     }
 
-    /// Deletes those that are here since before this time; gives their number.
+    /// Deletes those that are here since before this time; gives their number. Their ids stay known for their time.
     ///
     /// # Errors
     /// When the inbox fails, or there is none.

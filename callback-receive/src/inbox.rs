@@ -125,7 +125,7 @@ pub enum Write {
     End { handle: HandleId, reason: &'static str, now: Micros },
     /// A dead letter waits again, if its handle is there.
     Replay { seq: i64 },
-    /// Dead letters from before this time are deleted.
+    /// Dead letters from before this time are deleted; their ids stay known, as accepted ones.
     Purge { until: Micros },
     /// Accepted ids from before this time are forgotten, and the oldest where there are more than so many.
     Forget { before: Micros, most: usize },

@@ -174,7 +174,10 @@ impl Rows {
                     row.handle
                 }))
             }
-            Write::Purge { until } => Written::Count(self.delete(|row| row.is(State::Dead) && row.since < until)),
+            Write::Purge { until } => {
+                let dead = self.rows.values_mut().filter(|row| row.is(State::Dead) && row.since < until);
+                Written::Count(dead.map(|row| row.state = State::Accepted).count() as u64)
+            }
             Write::Forget { before, most } => {
                 self.delete(|row| row.is(State::Accepted) && row.since < before);
                 let mut accepted: Vec<(Micros, i64)> = self

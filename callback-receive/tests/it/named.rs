@@ -40,6 +40,7 @@ over_each_inbox! {
     it_expires
     the_end_of_a_handle_leaves_the_next_of_its_name_alone
     who_is_refused_a_name_does_not_change_its_key
+    a_purged_dead_letter_is_known
     a_backlog_has_an_end
     more_than_a_page_comes_in_order
     known_ids_are_not_handed_over_again
@@ -250,4 +251,15 @@ async fn who_is_refused_a_name_does_not_change_its_key((wire, receiver): (Wire, 
     let refused = receiver.expect("order-42").verifier(key).await;
     assert!(matches!(refused, Err(ReceiveError::NameTaken(_))), "{refused:?}");
     assert_eq!(wire.send(&held.url(), "a").await, Verdict::Accepted);
+}
+
+async fn a_purged_dead_letter_is_known((wire, receiver): (Wire, Receiver)) {
+    let mut callback = receiver.expect("order-42").await.expect("a name");
+    wire.send(&callback.url(), "a").await;
+    soon(callback.next()).await.expect("open").refuse("no").await.expect("stored");
+    let until = SystemTime::now() + Duration::from_secs(1);
+    assert_eq!(receiver.dead_letters().purge(until).await.expect("stored"), 1);
+    assert!(receiver.dead_letters().list(0, 10).await.expect("readable").is_empty());
+    assert_eq!(receiver.dead_letters().purge(until).await.expect("stored"), 0);
+    assert_eq!(wire.send(&callback.url(), "a").await, Verdict::Duplicate);
 }

@@ -92,7 +92,8 @@ async fn apply(connection: &mut SqliteConnection, write: &Write) -> Result<Writt
             return Ok(Written::Replayed(handle.as_deref().map(codec::handle).transpose()?));
         }
         Write::Purge { until } => {
-            let sql = "DELETE FROM callback_inbox WHERE state = 2 AND since < ?";
+            let sql = "UPDATE callback_inbox SET state = 1, reason = NULL, head = NULL, body = NULL \
+                 WHERE state = 2 AND since < ?";
             let purged = sqlx::query(sql).bind(until.0).execute(connection).await?;
             return Ok(Written::Count(purged.rows_affected()));
         }
