@@ -7,6 +7,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 /// Idle connections by the time since when they are.
@@ -14,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 pub(super) struct Idle {
     next: AtomicU64,
     since: Mutex<BTreeMap<u64, CancellationToken>>,
+    rested: Notify,
 }
 
 /// One connection.
@@ -38,6 +40,7 @@ impl Idle {
         let place = self.next.fetch_add(1, Ordering::Relaxed);
         connection.place.store(place, Ordering::Relaxed);
         self.lock().insert(place, connection.evicted.clone());
+        self.rested.notify_one();
     }
 
     /// The connection has a request, or has ended.
@@ -45,11 +48,16 @@ impl Idle {
         self.lock().remove(&connection.place.load(Ordering::Relaxed));
     }
 
-    /// Lets the one go that has been idle for longest, if there is one.
-    pub(super) fn evict(&self) {
-        let oldest = self.lock().pop_first();
-        if let Some((_, evicted)) = oldest {
-            evicted.cancel();
+    /// Lets the one go that has been idle for longest; waits for one where all have requests.
+    ///
+    /// Dropped before it resolves, it has let none go.
+    pub(super) async fn evict(&self) {
+        loop {
+            let oldest = self.lock().pop_first();
+            if let Some((_, evicted)) = oldest {
+                return evicted.cancel();
+            }
+            self.rested.notified().await;
         }
     }
 
@@ -62,18 +70,22 @@ impl Idle {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_longest_idle_goes_first_and_what_has_a_request_stays() {
+    #[tokio::test]
+    async fn the_longest_idle_goes_first_and_what_has_a_request_stays() {
         let idle = Idle::default();
         let connections = [idle.open(), idle.open(), idle.open()];
         idle.leave(&connections[0]);
-        idle.evict();
+        idle.evict().await;
         assert_eq!(connections.each_ref().map(|one| one.evicted.is_cancelled()), [false, true, false]);
         idle.rest(&connections[0]);
-        idle.evict();
+        idle.evict().await;
         assert_eq!(connections.each_ref().map(|one| one.evicted.is_cancelled()), [false, true, true]);
-        idle.evict();
+        idle.evict().await;
         assert!(connections[0].evicted.is_cancelled());
-        idle.evict();
+        let late = idle.open();
+        idle.leave(&late);
+        let (evicting, resting) = (idle.evict(), async { idle.rest(&late) });
+        tokio::join!(evicting, resting);
+        assert!(late.evicted.is_cancelled(), "it was busy, and is idle");
     }
 }

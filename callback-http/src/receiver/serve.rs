@@ -55,9 +55,14 @@ async fn enter(room: &Arc<Semaphore>, idle: &Idle) -> Option<OwnedSemaphorePermi
     if let Ok(permit) = Arc::clone(room).try_acquire_owned() {
         return Some(permit);
     }
-    idle.evict();
+    let mut place = pin!(Arc::clone(room).acquire_owned());
     // It is never closed.
-    Arc::clone(room).acquire_owned().await.ok()
+    tokio::select! {
+        biased;
+        permit = place.as_mut() => return permit.ok(),
+        () = idle.evict() => {}
+    }
+    place.await.ok()
 }
 
 async fn converse(

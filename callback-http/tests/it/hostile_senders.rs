@@ -91,6 +91,25 @@ async fn a_slow_head_is_cut_off() {
 }
 
 #[tokio::test]
+async fn connections_that_were_busy_make_room_once_they_are_idle() {
+    let receiver = impatient(|http| http.connections(1)).await;
+    let mut handle = receiver.spawn();
+    let (address, path) = place(&handle.url());
+    let mut kept = TcpStream::connect(address).await.expect("it listens");
+    let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\nwebhook-id: a\r\ncontent-length: 1\r\n\r\nx");
+    kept.write_all(head.as_bytes()).await.expect("it reads");
+    let busy = timeout(PATIENCE, handle.next()).await.expect("it comes").expect("open");
+    let told = posting(&handle.url(), "b", "x");
+    // It is here, and finds no room: the only connection has a request.
+    tokio::task::yield_now().await;
+    busy.accept().await.expect("direct");
+    let delivery = timeout(PATIENCE, handle.next()).await.expect("the idle connection made room").expect("open");
+    delivery.accept().await.expect("direct");
+    assert_eq!(told.await.expect("no panic").status, 200);
+    assert_eq!(answer(&mut kept).await.expect("it was answered before it had to go").status, 200);
+}
+
+#[tokio::test]
 async fn a_slow_body_is_408() {
     let receiver = impatient(|http| http.body_timeout(Duration::from_millis(500))).await;
     let mut handle = receiver.spawn();
