@@ -39,7 +39,7 @@ pub(super) fn of(verdict: Verdict) -> Answer {
 /// Come again; whole seconds, one at least.
 pub(super) fn retry_later(wait: Option<Duration>) -> Answer {
     let wait = wait.unwrap_or(RETRY_AFTER);
-    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    let seconds = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0));
     let mut answer = problem(StatusCode::SERVICE_UNAVAILABLE, "not now");
     answer.headers_mut().insert(header::RETRY_AFTER, seconds.max(1).into());
     answer
@@ -108,6 +108,7 @@ mod tests {
         check(&Verdict::RetryLater(Some(Duration::from_millis(1))), 503, Some("1"));
         check(&Verdict::RetryLater(Some(Duration::ZERO)), 503, Some("1"));
         check(&Verdict::RetryLater(Some(Duration::from_secs(7))), 503, Some("7"));
+        check(&Verdict::RetryLater(Some(Duration::MAX)), 503, Some("18446744073709551615"));
         check(&Verdict::TooLarge, 413, None);
         check(&Verdict::Unknown, 404, None);
         check(&Verdict::Unverified, 401, None);
