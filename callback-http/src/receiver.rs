@@ -170,8 +170,8 @@ impl HttpReceiverBuilder {
         let serve = move |request: axum::extract::Request| {
             let requests = Arc::clone(&requests);
             async move {
-                let name = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
-                requests.serve(&name, request).await.map(axum::body::Body::new)
+                let handle = request.uri().path().rsplit('/').next().and_then(|name| name.parse().ok());
+                requests.serve(handle, request).await.map(axum::body::Body::new)
             }
         };
         Ok((receiver, axum::Router::new().route("/{handle}", axum::routing::any(serve))))

@@ -23,14 +23,14 @@ pub(super) struct Idle {
 pub(super) struct Connection {
     /// Its place while it is idle.
     place: AtomicU64,
-    /// Cancelled when it has to go.
-    pub(super) evicted: CancellationToken,
+    /// Cancelled when it has to go: to make room, or with all others.
+    pub(super) leaving: CancellationToken,
 }
 
 impl Idle {
-    /// A new connection, which has no request yet.
-    pub(super) fn open(&self) -> Connection {
-        let connection = Connection { place: AtomicU64::new(0), evicted: CancellationToken::new() };
+    /// A new connection, which has no request yet; the token is cancelled when it has to go.
+    pub(super) fn open(&self, leaving: CancellationToken) -> Connection {
+        let connection = Connection { place: AtomicU64::new(0), leaving };
         self.rest(&connection);
         connection
     }
@@ -39,7 +39,7 @@ impl Idle {
     pub(super) fn rest(&self, connection: &Connection) {
         let place = self.next.fetch_add(1, Ordering::Relaxed);
         connection.place.store(place, Ordering::Relaxed);
-        self.lock().insert(place, connection.evicted.clone());
+        self.lock().insert(place, connection.leaving.clone());
         self.rested.notify_one();
     }
 
@@ -72,20 +72,20 @@ mod tests {
 
     #[tokio::test]
     async fn the_longest_idle_goes_first_and_what_has_a_request_stays() {
-        let idle = Idle::default();
-        let connections = [idle.open(), idle.open(), idle.open()];
+        let (idle, open) = (Idle::default(), CancellationToken::new);
+        let connections = [idle.open(open()), idle.open(open()), idle.open(open())];
         idle.leave(&connections[0]);
         idle.evict().await;
-        assert_eq!(connections.each_ref().map(|one| one.evicted.is_cancelled()), [false, true, false]);
+        assert_eq!(connections.each_ref().map(|one| one.leaving.is_cancelled()), [false, true, false]);
         idle.rest(&connections[0]);
         idle.evict().await;
-        assert_eq!(connections.each_ref().map(|one| one.evicted.is_cancelled()), [false, true, true]);
+        assert_eq!(connections.each_ref().map(|one| one.leaving.is_cancelled()), [false, true, true]);
         idle.evict().await;
-        assert!(connections[0].evicted.is_cancelled());
-        let late = idle.open();
+        assert!(connections[0].leaving.is_cancelled());
+        let late = idle.open(open());
         idle.leave(&late);
         let (evicting, resting) = (idle.evict(), async { idle.rest(&late) });
         tokio::join!(evicting, resting);
-        assert!(late.evicted.is_cancelled(), "it was busy, and is idle");
+        assert!(late.leaving.is_cancelled(), "it was busy, and is idle");
     }
 }

@@ -48,13 +48,13 @@ impl Requests {
         self.under_way.wait().await;
     }
 
-    /// Serves a request to the handle of this name.
-    pub(super) async fn serve<B>(&self, name: &str, request: Request<B>) -> Answer
+    /// Serves a request to this handle; `None` where its path names none.
+    pub(super) async fn serve<B>(&self, handle: Option<HandleId>, request: Request<B>) -> Answer
     where
         B: Body<Data = Bytes, Error: Into<BoxError>>,
     {
         let _under_way = self.under_way.token();
-        let Ok(handle) = name.parse::<HandleId>() else { return answer::of(Verdict::Unknown) };
+        let Some(handle) = handle else { return answer::of(Verdict::Unknown) };
         let Some(intake) = self.intake.get().filter(|_| !self.closing.is_cancelled()) else {
             return answer::retry_later(None);
         };

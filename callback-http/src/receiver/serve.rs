@@ -45,7 +45,7 @@ pub(super) async fn serve(inner: Arc<Inner>, listener: TcpListener) {
             () = inner.closing.cancelled() => return,
             permit = enter(&room, &idle) => permit,
         };
-        let (connection, idle) = (Arc::new(idle.open()), Arc::clone(&idle));
+        let (connection, idle) = (Arc::new(idle.open(inner.closing.child_token())), Arc::clone(&idle));
         inner.connections.spawn(converse(Arc::clone(&inner), stream, connection, idle, permit));
     }
 }
@@ -80,8 +80,8 @@ async fn converse(
             let (inner, connection, idle) = (Arc::clone(&inner), Arc::clone(&connection), Arc::clone(&idle));
             async move {
                 idle.leave(&connection);
-                let name = inner.base.name(request.uri().path()).to_owned();
-                let answer = inner.requests.serve(&name, request).await;
+                let handle = inner.base.name(request.uri().path()).parse().ok();
+                let answer = inner.requests.serve(handle, request).await;
                 idle.rest(&connection);
                 Ok::<_, Infallible>(answer)
             }
@@ -93,11 +93,10 @@ async fn converse(
     let mut conversation = pin!(http.serve_connection(TokioIo::new(stream), service));
     tokio::select! {
         biased;
-        () = connection.evicted.cancelled() => {}
-        () = inner.closing.cancelled() => {
+        () = connection.leaving.cancelled() => if inner.closing.is_cancelled() {
             conversation.as_mut().graceful_shutdown();
             let _ = timeout(LAST_ANSWER, conversation).await;
-        }
+        },
         // A sender that goes away is no matter.
         _ = conversation.as_mut() => {}
     }

@@ -118,7 +118,7 @@ fn one<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Option<&'a str>
 }
 
 /// The value of an attribute, decoded (HTTP Protocol Binding 1.0.2 §3.1.3.2).
-fn attribute(headers: &HeaderMap, name: &'static str) -> Result<Option<String>, Malformed> {
+fn attribute<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Option<Cow<'a, str>>, Malformed> {
     let Some(value) = one(headers, name)? else { return Ok(None) };
     match decode(value) {
         Some(value) => Ok(Some(value)),
@@ -126,12 +126,15 @@ fn attribute(headers: &HeaderMap, name: &'static str) -> Result<Option<String>, 
     }
 }
 
-fn required(headers: &HeaderMap, name: &'static str) -> Result<String, Malformed> {
+fn required<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Cow<'a, str>, Malformed> {
     attribute(headers, name)?.ok_or_else(|| Malformed(format!("{name} is missing").into()))
 }
 
-/// Takes quotes and percent-encoding off.
-fn decode(value: &str) -> Option<String> {
+/// Takes quotes and percent-encoding off; most values have neither.
+fn decode(value: &str) -> Option<Cow<'_, str>> {
+    if !value.bytes().any(|byte| matches!(byte, b'%' | b'"')) {
+        return Some(value.into());
+    }
     let quoted = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
     let value = quoted.unwrap_or(value);
     let mut decoded = Vec::with_capacity(value.len());
@@ -147,7 +150,7 @@ fn decode(value: &str) -> Option<String> {
             byte => decoded.push(byte),
         }
     }
-    String::from_utf8(decoded).ok()
+    String::from_utf8(decoded).ok().map(Cow::Owned)
 }
 
 fn delivery_id(text: &str) -> Result<MessageId, Malformed> {
