@@ -83,6 +83,16 @@ async fn a_handle_may_have_keys_of_its_own() {
     assert_eq!(wire.offer(&named.url(), signed(OTHER, "a")).await, Verdict::Accepted);
 }
 
+#[tokio::test]
+async fn an_ended_handle_is_judged_by_the_key_of_its_receiver() {
+    let (wire, receiver) = Wire::open(Receiver::builder().verifier(verifier(KEY))).await;
+    let callback = receiver.spawn().verifier(verifier(OTHER));
+    let url = callback.url();
+    drop(callback);
+    assert_eq!(wire.offer(&url, signed(OTHER, "a")).await, Verdict::Unverified);
+    assert_eq!(wire.offer(&url, signed(KEY, "a")).await, Verdict::Ended);
+}
+
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
