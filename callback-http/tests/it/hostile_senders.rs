@@ -222,7 +222,8 @@ async fn a_handshake_is_answered() {
 #[test]
 fn ten_thousand_connections_that_send_nothing_keep_nobody_out() {
     // A process of its own, which may have as many descriptors as the system allows.
-    let run = "ulimit -n \"$(ulimit -Hn)\" && exec \"$0\" hostile::holds_ten_thousand_connections --exact --ignored";
+    let run =
+        "ulimit -n \"$(ulimit -Hn)\" && exec \"$0\" hostile_senders::holds_ten_thousand_connections --exact --ignored";
     let program = std::env::current_exe().expect("this test");
     let output = std::process::Command::new("sh").arg("-c").arg(run).arg(program).output().expect("a shell");
     let said = String::from_utf8_lossy(&output.stdout);
