@@ -13,6 +13,7 @@ use std::{
     collections::HashMap,
     env,
     io::Write,
+    net::SocketAddr,
     path::PathBuf,
     process::Stdio,
     sync::atomic::{AtomicUsize, Ordering},
@@ -20,12 +21,13 @@ use std::{
 };
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
+    net::TcpStream,
     process::{Child, Command},
     sync::{Mutex, MutexGuard},
 };
 
-/// How long anything may take that a test waits for.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// How long anything may take that a test waits for: a broker that starts again on a busy machine takes a minute.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A broker, and how to reach it from beside the sink.
 pub(crate) struct Broker {
@@ -116,6 +118,23 @@ impl Broker {
         let pid = std::fs::read_to_string(format!("{}/pid", self.variable("CALLBACK_TEST_RABBITMQ"))).expect("a pid");
         let status = Command::new("kill").args([signal, pid.trim()]).status().await.expect("kill runs");
         assert!(status.success(), "kill {signal} {pid}");
+    }
+
+    /// Ends the broker's process at once; nobody listens at its port afterwards.
+    pub(crate) async fn kill(&self) {
+        self.signal("-KILL").await;
+        let address = self.address();
+        // A busy machine takes a while to end it. Until then its port answers, and `start` would take it for the next node.
+        let deadline = Instant::now() + PATIENCE;
+        while TcpStream::connect(address).await.is_ok() {
+            assert!(Instant::now() < deadline, "the broker was killed, and listens");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    fn address(&self) -> SocketAddr {
+        let (_, rest) = self.url.split_once('@').expect("a login");
+        rest.trim_end_matches('/').parse().expect("an address")
     }
 
     /// Starts it again after it was killed.

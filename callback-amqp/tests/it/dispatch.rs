@@ -1,7 +1,7 @@
 //! Faults and bad input as a dispatcher sees them whose outbox is a file: what was acknowledged is at the broker once that
 //! has healed, or a dead letter.
 
-use crate::broker::{Broker, own, to_queue, unique};
+use crate::broker::{Broker, PATIENCE, own, to_queue, unique};
 use callback_amqp::{AmqpCluster, AmqpSink};
 use callback_core::{Dsn, ErrorKind, Payload, Phase, Schedule, Sink};
 use callback_dispatch::{DeadLetter, DeadLetterQuery, Dispatcher, Event, Lane, SqliteOutbox};
@@ -18,9 +18,6 @@ const STEP: Duration = Duration::from_millis(200);
 
 /// Longer than an attempt may take here.
 const PAUSE: Duration = Duration::from_secs(5);
-
-/// How long what was acknowledged may take to arrive once the broker is well.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn dispatcher(sink: impl Sink, retries: usize) -> (TempDir, Dispatcher) {
     let folder = tempfile::tempdir().expect("a folder");
@@ -93,7 +90,7 @@ async fn what_was_acknowledged_arrives_after_each_fault() {
     let queue = broker.side("").await.queue().await;
     all_arrives(&broker, &queue, async {
         sleep(STEP).await;
-        broker.signal("-KILL").await;
+        broker.kill().await;
         broker.restart().await;
     })
     .await;

@@ -53,7 +53,7 @@ async fn a_broker_that_is_killed_under_load_loses_nothing() {
     let (sink, dsn, done) = (broker.sink(), to_queue(&queue), AtomicUsize::new(0));
     let kill = async {
         until(&done, 3_000).await;
-        broker.signal("-KILL").await;
+        broker.kill().await;
         broker.restart().await;
     };
     let ((delivered, failed), ()) = tokio::join!(load(&sink, &dsn, 10_000, &done), kill);

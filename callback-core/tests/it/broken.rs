@@ -99,10 +99,10 @@ defects! {
     CountsDropped counting_what_was_dropped [dropped_deliveries_leave_the_sink_usable]
     /// What was dropped before its answer keeps its place on the connection for ever.
     KeepsPlaces keeping_the_places_of_what_was_dropped [dropped_deliveries_leave_the_sink_usable]
-    /// Nothing ends a delivery that is not answered.
+    /// No deadline ends a delivery, nor one that was over before.
     IgnoresDeadline ignoring_the_deadline [
-        a_stalled_delivery_times_out a_failed_delivery_is_not_repeated close_settles_what_is_in_flight
-        no_secret_is_printed no_secret_is_logged
+        a_stalled_delivery_times_out a_deadline_that_is_over_times_out a_failed_delivery_is_not_repeated
+        close_settles_what_is_in_flight no_secret_is_printed no_secret_is_logged
     ]
     /// A delivery waits for the one before, and its deadline counts from then.
     OneAfterTheOther delivering_one_after_the_other [a_stalled_delivery_times_out]
