@@ -30,6 +30,9 @@ use tokio_tungstenite::{
 /// How long a peer may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(2);
 
+/// How many pings may wait for their pongs to be written: tungstenite keeps each pong in memory until the peer reads.
+const UNANSWERED_PINGS: u32 = 1_000;
+
 /// What waits for a frame's end.
 pub(crate) type Reply = oneshot::Sender<Result<Receipt, Failure>>;
 
@@ -82,7 +85,8 @@ pub(crate) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
     retire: impl Fn(&mpsc::Receiver<Job>) -> bool + Sync,
 ) -> Ended {
     let timer = Box::pin(sleep_until(session.next(now()).into()));
-    let mut connection = Connection { socket, session, first, control: VecDeque::new(), is_dirty: false, timer };
+    let mut connection =
+        Connection { socket, session, first, control: VecDeque::new(), is_dirty: false, unanswered: 0, timer };
     let why = poll_fn(|context| connection.poll(context, jobs, &retire)).await;
 
     let Connection { mut socket, session, first, .. } = connection;
@@ -126,6 +130,8 @@ struct Connection<S> {
     control: VecDeque<Frame>,
     /// Whether something was written since the last flush.
     is_dirty: bool,
+    /// How many pings came in since then.
+    unanswered: u32,
     timer: Pin<Box<Sleep>>,
 }
 
@@ -146,6 +152,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 has_read = true;
                 if let Some(why) = self.take_in(incoming.as_ref()) {
                     return Poll::Ready(why);
+                }
+                if self.unanswered > 0 {
+                    // Its pong is to be flushed before more is read, as long as the peer takes it.
+                    break;
                 }
             }
             let mut has_pinged = false;
@@ -171,9 +181,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Writes all there is room for, and flushes once; is never ready but at the end.
     fn poll_write(&mut self, context: &mut Context<'_>, jobs: &mut mpsc::Receiver<Job>) -> Poll<Why> {
         let lost = |_error| Why::Broken("the connection was lost", None);
+        if jobs.sender_strong_count() == 0 && jobs.is_empty() {
+            // Also while the peer reads nothing, and what was written takes all the room.
+            return Poll::Ready(Why::Retired);
+        }
         loop {
-            if let Err(error) = ready!(Pin::new(&mut self.socket).poll_ready(context)) {
-                return Poll::Ready(lost(error));
+            match Pin::new(&mut self.socket).poll_ready(context) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(lost(error)),
+                Poll::Pending => {
+                    // A slow peer is asked about what fills the pipe, not only about all that waits behind it.
+                    self.control.extend(self.session.ping().map(|payload| Frame::Ping(payload.to_vec().into())));
+                    return Poll::Pending;
+                }
             }
             let job = if let Some(frame) = self.control.pop_front() {
                 if let Err(error) = self.write(frame) {
@@ -181,10 +201,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 }
                 continue;
             } else if !self.session.has_room() {
-                if jobs.sender_strong_count() == 0 {
-                    // Nobody waits for what takes the room.
-                    return Poll::Ready(Why::Retired);
-                }
                 None
             } else if let Some(first) = self.first.take() {
                 Some(first)
@@ -211,7 +227,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 if let Err(error) = ready!(Pin::new(&mut self.socket).poll_flush(context)) {
                     return Poll::Ready(lost(error));
                 }
-                self.is_dirty = false;
+                (self.is_dirty, self.unanswered) = (false, 0);
             } else {
                 return Poll::Pending;
             }
@@ -236,7 +252,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let received = match incoming {
             Some(Ok(Frame::Text(text))) => self.session.received(Incoming::Text(text), now()),
             Some(Ok(Frame::Binary(_) | Frame::Frame(_))) => self.session.received(Incoming::Binary, now()),
-            Some(Ok(Frame::Ping(_))) => self.session.received(Incoming::Ping, now()),
+            Some(Ok(Frame::Ping(_))) => {
+                (self.is_dirty, self.unanswered) = (true, self.unanswered + 1);
+                if self.unanswered > UNANSWERED_PINGS {
+                    return Some(Why::Broken("the peer pings, and does not read", None));
+                }
+                self.session.received(Incoming::Ping, now())
+            }
             Some(Ok(Frame::Pong(payload))) => self.session.received(Incoming::Pong(payload), now()),
             Some(Ok(Frame::Close(close))) => return Some(Why::Closed(close.as_ref().map(|close| close.code.into()))),
             Some(Err(error)) => return Some(broken(error)),

@@ -84,14 +84,17 @@ impl Dialler {
         let broken = |error: io::Error| failed(&error, Phase::Connect);
         stream.write_all(request.as_bytes()).await.map_err(broken)?;
         stream.flush().await.map_err(broken)?;
-        let mut answer = Vec::with_capacity(1024);
+        let (mut answer, mut start) = (Vec::with_capacity(1024), 0);
         loop {
             if stream.read_buf(&mut answer).await.map_err(broken)? == 0 {
                 return Err(Failure::unavailable(Phase::Connect, "the server closed the connection in the handshake"));
             }
-            if let Some((length, response)) = handshake::head(&answer)? {
-                let subprotocol = handshake::judge(&response, &key, SystemTime::now())?;
-                return Ok((subprotocol, answer.split_off(length)));
+            while let Some((length, response)) = handshake::head(&answer[start..])? {
+                start += length;
+                if !handshake::is_interim(&response) {
+                    let subprotocol = handshake::judge(&response, &key, SystemTime::now())?;
+                    return Ok((subprotocol, answer.split_off(start)));
+                }
             }
             if answer.len() > HEAD_LIMIT {
                 return Err(Failure::unavailable(Phase::Answer, "the server's answer is too long"));

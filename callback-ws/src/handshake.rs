@@ -9,7 +9,10 @@ use crate::{
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use callback_core::{Dsn, ErrorKind, Phase};
 use std::time::SystemTime;
-use tokio_tungstenite::tungstenite::handshake::{client::Response, derive_accept_key, machine::TryParse};
+use tokio_tungstenite::tungstenite::{
+    handshake::{client::Response, derive_accept_key, machine::TryParse},
+    http::StatusCode,
+};
 
 /// The request for the socket at a Dsn. `key` is base64 of 16 random bytes.
 pub(crate) fn request(dsn: &Dsn, origin: Option<&str>, key: &str) -> Result<String, Failure> {
@@ -42,6 +45,11 @@ pub(crate) fn request(dsn: &Dsn, origin: Option<&str>, key: &str) -> Result<Stri
 /// Reads the head of an answer, and says how long it is; `None` as long as it is not there as a whole.
 pub(crate) fn head(bytes: &[u8]) -> Result<Option<(usize, Response)>, Failure> {
     Response::try_parse(bytes).map_err(|_| Failure::unavailable(Phase::Answer, "the server does not speak HTTP"))
+}
+
+/// Whether the answer proper is still to come (RFC 9110 §15.2).
+pub(crate) fn is_interim(response: &Response) -> bool {
+    response.status().is_informational() && response.status() != StatusCode::SWITCHING_PROTOCOLS
 }
 
 /// Judges an answer to the request with this key.

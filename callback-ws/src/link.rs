@@ -49,25 +49,50 @@ pub(crate) struct Links {
 
 #[derive(Default)]
 struct ByDsn {
-    links: HashMap<Dsn, (mpsc::Sender<Job>, u64)>,
-    /// How often a link was asked for; beside each is when it was last.
+    links: HashMap<Dsn, Link>,
+    /// How often a link was asked for.
     asked: u64,
+}
+
+/// One link, until its socket is cut: there is no second one to its Dsn before.
+struct Link {
+    /// None where it is leaving.
+    jobs: Option<mpsc::Sender<Job>>,
+    /// When it was asked for last.
+    asked: u64,
+    /// Cancelled when it is gone.
+    gone: CancellationToken,
+}
+
+/// Where a job can be put.
+pub(crate) enum Place {
+    Open(mpsc::Sender<Job>),
+    /// Nowhere until this is cancelled: a connection has to end first.
+    Leaving(CancellationToken),
 }
 
 impl ByDsn {
     /// Closes, where there are so many links of a kind, the one without work that was used longest ago.
-    fn make_room(&mut self, limit: usize, is_alike: impl Fn(&Dsn) -> bool) -> Result<(), Failure> {
-        let alike = || self.links.iter().filter(|(dsn, _)| is_alike(dsn));
-        if alike().count() < limit {
-            return Ok(());
+    ///
+    /// Gives what has to be waited for until there is room.
+    fn make_room(
+        &mut self,
+        limit: usize,
+        is_alike: impl Fn(&Dsn) -> bool,
+    ) -> Result<Option<CancellationToken>, Failure> {
+        if self.links.keys().filter(|dsn| is_alike(dsn)).count() < limit {
+            return Ok(None);
         }
-        let unused = alike().filter(|(_, (jobs, _))| jobs.strong_count() == 1);
-        let Some(oldest) = unused.min_by_key(|(_, (_, asked))| *asked).map(|(dsn, _)| dsn.clone()) else {
+        let alike = self.links.iter_mut().filter(|(dsn, _)| is_alike(dsn)).map(|(_, link)| link);
+        let unused = alike.filter(|link| link.jobs.as_ref().is_none_or(|jobs| jobs.strong_count() == 1));
+        // One that leaves already comes last: somebody else waits for its room.
+        let oldest = unused.min_by_key(|link| (link.jobs.is_none(), link.asked));
+        let Some(oldest) = oldest else {
             return Err(Failure::new(ErrorKind::Throttled, Phase::Connect, "too many connections are in use"));
         };
         // Without a sender it says goodbye.
-        self.links.remove(&oldest);
-        Ok(())
+        oldest.jobs = None;
+        Ok(Some(oldest.gone.clone()))
     }
 }
 
@@ -82,23 +107,42 @@ impl Links {
     }
 
     /// The queue of the connection to a Dsn. Holding it keeps the connection from being closed as idle.
-    pub(crate) fn to(self: &Arc<Self>, dsn: &Dsn) -> Result<mpsc::Sender<Job>, Failure> {
+    pub(crate) fn to(self: &Arc<Self>, dsn: &Dsn) -> Result<Place, Failure> {
         let mut by_dsn = self.lock();
         by_dsn.asked += 1;
         let now = by_dsn.asked;
-        if let Some((jobs, asked)) = by_dsn.links.get_mut(dsn)
-            && !jobs.is_closed()
+        if let Some(link) = by_dsn.links.get_mut(dsn)
+            && !link.gone.is_cancelled()
         {
-            *asked = now;
-            return Ok(jobs.clone());
+            link.asked = now;
+            return Ok(match &link.jobs {
+                Some(jobs) if !jobs.is_closed() => Place::Open(jobs.clone()),
+                _ => Place::Leaving(link.gone.clone()),
+            });
         }
+        by_dsn.links.remove(dsn);
         // Clients choose the Dsns: neither we nor a third party is to be flooded with connections.
-        by_dsn.make_room(AT_A_HOST, |other| other.destination() == dsn.destination())?;
-        by_dsn.make_room(self.limit, |_| true)?;
+        let at_host = by_dsn.make_room(AT_A_HOST, |other| other.destination() == dsn.destination())?;
+        if let Some(gone) = at_host {
+            return Ok(Place::Leaving(gone));
+        }
+        if let Some(gone) = by_dsn.make_room(self.limit, |_| true)? {
+            return Ok(Place::Leaving(gone));
+        }
         let (sender, jobs) = mpsc::channel(QUEUE);
-        self.tasks.spawn(run(dsn.clone(), jobs, Arc::downgrade(self), self.over.clone()));
-        by_dsn.links.insert(dsn.clone(), (sender.clone(), now));
-        Ok(sender)
+        let gone = CancellationToken::new();
+        let (guard, links) = (gone.clone().drop_guard(), Arc::downgrade(self));
+        let running = run(dsn.clone(), jobs, Weak::clone(&links), self.over.clone());
+        let of = dsn.clone();
+        self.tasks.spawn(async move {
+            let _guard = guard;
+            running.await;
+            if let Some(links) = links.upgrade() {
+                links.lock().links.remove(&of);
+            }
+        });
+        by_dsn.links.insert(dsn.clone(), Link { jobs: Some(sender.clone()), asked: now, gone });
+        Ok(Place::Open(sender))
     }
 
     /// Ends all connections; nobody waits for anything on them.
@@ -110,14 +154,16 @@ impl Links {
         let _ = timeout(LAST_WORDS, self.tasks.wait()).await;
     }
 
-    /// Forgets the link whose queue this is, if nobody else holds it.
+    /// Lets the link go whose queue this is, if nobody else holds it.
     fn retire(&self, dsn: &Dsn, jobs: &mpsc::Receiver<Job>) -> bool {
         let mut by_dsn = self.lock();
         match jobs.sender_strong_count() {
             0 => true,
             // The one that is left is ours: whoever delivers took his from there.
             1 if jobs.is_empty() => {
-                by_dsn.links.remove(dsn);
+                if let Some(link) = by_dsn.links.get_mut(dsn) {
+                    link.jobs = None;
+                }
                 true
             }
             _ => false,
@@ -203,7 +249,8 @@ mod tests {
         let dialler = Dialler { policy: Policy::default(), tls, origin: None, allow_unsigned: false };
         let (links, dsn) = (Links::new(dialler, 1), "wss://example.com/".parse::<Dsn>().expect("a Dsn"));
         let (sender, mut jobs) = mpsc::channel(1);
-        links.lock().links.insert(dsn.clone(), (sender.clone(), 0));
+        let link = Link { jobs: Some(sender.clone()), asked: 0, gone: CancellationToken::new() };
+        links.lock().links.insert(dsn.clone(), link);
         assert!(!links.retire(&dsn, &jobs), "somebody is about to send a job");
 
         let message = Message::builder("a").build().expect("valid");
@@ -212,11 +259,11 @@ mod tests {
         assert!(sender.try_send(job).is_ok());
         drop(sender);
         assert!(!links.retire(&dsn, &jobs), "a job waits");
-        assert!(links.lock().links.contains_key(&dsn));
+        assert!(links.lock().links[&dsn].jobs.is_some());
 
         assert!(jobs.try_recv().is_ok());
         assert!(links.retire(&dsn, &jobs));
-        assert!(links.lock().links.is_empty());
+        assert!(links.lock().links[&dsn].jobs.is_none());
         assert!(links.retire(&dsn, &jobs), "nobody can send any more");
     }
 

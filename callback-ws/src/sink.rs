@@ -4,7 +4,7 @@ use crate::{
     config::{WsSinkBuilder, WsSinkError},
     connection::Job,
     dial::Dialler,
-    link::Links,
+    link::{Links, Place},
 };
 use async_trait::async_trait;
 use callback_core::{Attempt, Dsn, DsnError, Message, Phase, Receipt, Sink, SinkError};
@@ -60,7 +60,13 @@ impl WsSink {
 
     async fn send(&self, dsn: &Dsn, message: &Message, attempt: &Attempt) -> Result<Receipt, SinkError> {
         loop {
-            let jobs = self.0.links.to(dsn)?;
+            let jobs = match self.0.links.to(dsn)? {
+                Place::Open(jobs) => jobs,
+                Place::Leaving(gone) => {
+                    gone.cancelled().await;
+                    continue;
+                }
+            };
             let (reply, ended) = oneshot::channel();
             let job = Job { message: message.clone(), attempt: attempt.clone(), reply };
             if jobs.send(job).await.is_err() {

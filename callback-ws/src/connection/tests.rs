@@ -4,7 +4,10 @@ use super::*;
 use crate::{dial::limits, wire::Subprotocol};
 use callback_core::{ErrorKind, Evidence};
 use std::time::SystemTime;
-use tokio::{io::DuplexStream, task::JoinHandle};
+use tokio::{
+    io::{AsyncWriteExt, DuplexStream},
+    task::JoinHandle,
+};
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 type Peer = WebSocketStream<DuplexStream>;
@@ -28,7 +31,16 @@ async fn start(subprotocol: Subprotocol, buffer: usize) -> Driven {
 
 impl Driven {
     async fn send(&self, number: usize, seconds: u64) -> oneshot::Receiver<Result<Receipt, Failure>> {
-        let message = Message::builder("a").id(format!("m{number}").parse().expect("an id")).payload("x".repeat(1_000));
+        self.send_bytes(1_000, number, seconds).await
+    }
+
+    async fn send_bytes(
+        &self,
+        bytes: usize,
+        number: usize,
+        seconds: u64,
+    ) -> oneshot::Receiver<Result<Receipt, Failure>> {
+        let message = Message::builder("a").id(format!("m{number}").parse().expect("an id")).payload("x".repeat(bytes));
         let (reply, ended) = oneshot::channel();
         let attempt = Attempt::new(1, SystemTime::now(), now() + Duration::from_secs(seconds));
         let job = Job { message: message.build().expect("valid"), attempt, reply };
@@ -192,4 +204,58 @@ async fn a_close_is_answered_and_judges_the_one_that_waits() {
     assert_eq!((kind, &*text), (ErrorKind::TooLarge, "the peer closed the connection with 1009"));
     let answer = driven.peer.next().await.expect("an answer").expect("a frame");
     assert!(answer.is_close());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_pings_and_does_not_read_is_not_listened_to_without_end() {
+    for subprotocol in [Subprotocol::CallbackV1, Subprotocol::Bare] {
+        let driven = start(subprotocol, 1_000).await;
+        let (mut pipe, mut pings) = (driven.peer.into_inner(), 0);
+        // A ping of 125 bytes, whose pong would be of 131.
+        let ping = [&[0x89, 125][..], &[0; 125]].concat();
+        while pings < 20_000 && pipe.write_all(&ping).await.is_ok() {
+            pings += 1;
+        }
+        assert!(pings < 2_000, "{pings} were taken");
+        assert!(!driven.driving.await.expect("it ends").is_retired);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_pings_a_lot_and_reads_lives() {
+    let mut driven = start(Subprotocol::CallbackV1, 1_000).await;
+    for _ in 0..2_000 {
+        driven.peer.send(Frame::Ping(vec![0; 125].into())).await.expect("sent");
+        assert!(driven.peer.next().await.expect("open").expect("a frame").is_pong());
+    }
+    let reply = driven.send(0, 20).await;
+    while !driven.peer.next().await.expect("open").expect("a frame").is_text() {}
+    driven.peer.send(Frame::text(r#"{"ack":"m0"}"#)).await.expect("sent");
+    assert!(reply.await.expect("a reply").is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_peer_is_asked_for_a_pong_before_more_is_written() {
+    let mut driven = start(Subprotocol::Bare, 100).await;
+    let mut replies = Vec::new();
+    for number in 0..3 {
+        replies.push(driven.send_bytes(100_000, number, 200).await);
+    }
+    for number in 0..3 {
+        let frames = [driven.peer.next().await, driven.peer.next().await].map(|frame| frame.expect("open"));
+        let [text, ping] = frames.map(|frame| frame.expect("a frame"));
+        assert!(text.is_text() && ping.is_ping(), "{number}: a pong is wanted for what was read");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_reads_nothing_does_not_keep_a_connection_that_nobody_wants() {
+    let driven = start(Subprotocol::CallbackV1, 100).await;
+    let reply = driven.send_bytes(100_000, 0, 20).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let begun = Instant::now();
+    drop((driven.jobs, reply));
+    assert!(driven.driving.await.expect("it ends").is_retired);
+    assert!(begun.elapsed() <= Duration::from_secs(3), "{:?}", begun.elapsed());
+    drop(driven.peer);
 }

@@ -3,7 +3,11 @@
 use crate::peer::{Peer, ack, builder, deliver, message, only_read, sink, within};
 use callback_core::{ErrorKind, Phase, Sink};
 use futures_util::{SinkExt, StreamExt, future::join_all};
-use tokio::sync::mpsc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+use tokio::{io::AsyncReadExt, sync::mpsc};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 #[tokio::test]
@@ -46,6 +50,34 @@ async fn beyond_the_limit_the_one_without_work_makes_room() {
         deliver(&sink, &to(name), "hello").await.expect("delivered");
         assert_eq!(peer.connections(), connections, "{name}");
     }
+}
+
+#[tokio::test]
+async fn a_connection_that_makes_room_is_cut_before_the_next_is_opened() {
+    let (open, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (counted, highest) = (Arc::clone(&open), Arc::clone(&most));
+    let peer = Peer::start(Some("callback.v1"), move |mut socket| {
+        let (counted, highest) = (Arc::clone(&counted), Arc::clone(&highest));
+        async move {
+            highest.fetch_max(counted.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+            while let Some(Ok(frame)) = socket.next().await {
+                if !frame.is_text() {
+                    break;
+                }
+                let _ = socket.send(ack(&frame)).await;
+            }
+            // It does not say goodbye.
+            while socket.get_mut().read_u8().await.is_ok() {}
+            counted.fetch_sub(1, Ordering::Relaxed);
+        }
+    })
+    .await;
+    let sink = builder().connections(1).build().expect("a sink");
+    for name in ["a", "b", "a"] {
+        let dsn = format!("{}?{name}", peer.dsn.expose()).parse().expect("a Dsn");
+        deliver(&sink, &dsn, "hello").await.expect("delivered");
+    }
+    assert_eq!((most.load(Ordering::Relaxed), peer.connections()), (1, 3));
 }
 
 #[tokio::test]

@@ -70,6 +70,18 @@ async fn a_status_is_judged_as_over_http() {
 }
 
 #[tokio::test]
+async fn an_interim_answer_is_passed_over() {
+    let interim = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
+    let peer = answering(format!("{interim}HTTP/1.1 404 No\r\n\r\n")).await;
+    let error = deliver(&sink(), &peer.dsn, "hello").await.expect_err("no socket");
+    assert_eq!((error.kind(), error.status()), (ErrorKind::Unroutable, Some(404)), "{}", error.chain());
+
+    let peer = answering(interim.repeat(1_000)).await;
+    let error = deliver(&sink(), &peer.dsn, "hello").await.expect_err("no answer proper");
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.chain());
+}
+
+#[tokio::test]
 async fn what_is_no_answer_to_a_handshake_is_unavailable() {
     for answer in [
         "SSH-2.0-OpenSSH_9.2\r\n".to_owned(),
