@@ -89,7 +89,7 @@ impl NewSubscription {
         new
     }
 
-    /// Takes one event, the first that is published, and ends when that is delivered or dead.
+    /// Takes one event, the first that is published, and ends when that is delivered or dead, or has expired.
     pub const fn once(mut self) -> Self {
         self.once = true;
         self
@@ -186,7 +186,7 @@ pub enum SubscriptionState {
 pub enum SubscriptionEnd {
     /// It was cancelled.
     Cancelled,
-    /// It was for one event, and that is delivered, or dead.
+    /// It was for one event, and that is delivered, or dead, or has expired.
     Completed,
     /// Its destination said that this very Dsn is no more (410).
     Gone,

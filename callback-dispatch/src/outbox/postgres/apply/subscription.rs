@@ -25,6 +25,14 @@ pub(super) const END_ALL_TO: &str = "UPDATE callback_subscription SET ended = $1
 
 pub(super) const FORGET_INTERESTS: &str = "DELETE FROM callback_interest WHERE subscription = ANY ($1)";
 
+/// Those that have got the one event that they may get, and have no open row of it left.
+pub(super) const END_SPENT: &str = "\
+    WITH over AS MATERIALIZED ( \
+        SELECT s.seq FROM callback_subscription AS s WHERE s.spent AND s.ended IS NULL \
+        AND NOT EXISTS (SELECT 1 FROM callback_outbox AS o WHERE o.subscription = s.id AND o.stage < 10) \
+        ORDER BY s.id LIMIT $3 FOR NO KEY UPDATE SKIP LOCKED) \
+    UPDATE callback_subscription AS s SET ended = $1, ended_at = $2 FROM over WHERE s.seq = over.seq RETURNING s.id";
+
 /// What ended long ago, or whose lease was over then, and that no row delivers anything to.
 ///
 /// Whoever stores an event for it holds the line of one that is in order, or for one event; another has not ended then.
@@ -129,6 +137,15 @@ pub(super) async fn end_all_to(connection: &mut PgConnection, dsn: &Dsn, now: Mi
     let end = query_scalar(END_ALL_TO).bind(SubscriptionEnd::Gone.number()).bind(now.0).bind(address(dsn));
     let ended = end.fetch_all(&mut *connection).await?;
     forget_interests(connection, ended).await
+}
+
+/// Ends those for one event that are over; how many.
+pub(super) async fn end_spent(connection: &mut PgConnection, now: Micros, limit: usize) -> Result<u64, Error> {
+    let end = query_scalar(END_SPENT).bind(SubscriptionEnd::Completed.number()).bind(now.0).bind(count(limit));
+    let ended: Vec<Uuid> = end.fetch_all(&mut *connection).await?;
+    let count = ended.len() as u64;
+    forget_interests(connection, ended).await?;
+    Ok(count)
 }
 
 /// Deletes subscriptions of long ago; how many.

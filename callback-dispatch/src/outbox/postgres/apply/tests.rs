@@ -6,7 +6,7 @@ use super::{
     fan_out::{FAN_OUT, FORGET_PAYLOADS, GOT_IT, LOCK_WANTING, LOCKS_OF_WANTING},
     order::{ENQUEUE, QUEUE, RELEASE_NEXT},
     single::{AGE, CLEAN, CLEAN_KEYED, EXPIRE, KNOWN, NOT_BEYOND, PURGE, REPLAY, WAIT_FROM_NOW},
-    subscription::{CHANGE, CLEAN_ENDED, CLEAN_EXPIRED, END, END_ALL_TO, FORGET_INTERESTS},
+    subscription::{CHANGE, CLEAN_ENDED, CLEAN_EXPIRED, END, END_ALL_TO, END_SPENT, FORGET_INTERESTS},
     *,
 };
 use sqlx::{AssertSqlSafe, Connection, Executor};
@@ -163,6 +163,7 @@ async fn those_who_want_an_event_are_found_by_their_index() {
     check_all(END_ALL_TO, "1 1 name", &["callback_subscription_address"]).await;
     check_all(FORGET_INTERESTS, "one", &["callback_interest_subscription"]).await;
     let unused = "callback_outbox_subscription";
+    check_all(END_SPENT, "2 1000 200", &["callback_subscription_spent", unused]).await;
     check_all(CLEAN_ENDED, "1000 200", &["callback_subscription_ended", unused]).await;
     check_all(CLEAN_EXPIRED, "1000 200", &["callback_subscription_expires", unused]).await;
     check_all(read::PAYLOADS, "one", &["callback_payload_id_key"]).await;
