@@ -519,7 +519,7 @@ impl Subscriptions {
 
     /// Ends it: it gets nothing any more, and of what waits for it nothing more is attempted.
     ///
-    /// What is in hand goes through the attempt that has begun.
+    /// An attempt that has begun goes on, and so does what another process has in hand at that moment.
     ///
     /// # Errors
     /// When there is none, it has ended, or the outbox failed.
