@@ -19,7 +19,7 @@ pub(crate) use expire::Expiring;
 pub(crate) use outage::Outage;
 
 use crate::{
-    Clock, Handler, Interrupted, Profile, Validator, WorkerError,
+    Clock, Handler, Interrupted, Profile, SubscriptionId, Validator, WorkerError,
     clock::Micros,
     lane::{Lanes, OpenLane, Pool, Slot},
     notice::Notices,
@@ -128,6 +128,9 @@ pub(crate) struct Hand {
     begun: AtomicBool,
     /// Whether the destination said to another message that this Dsn is no more.
     gone: AtomicBool,
+    subscription: Option<SubscriptionId>,
+    /// Whether that subscription was cancelled here.
+    left: AtomicBool,
 }
 
 /// What is in hand, until this is dropped.
@@ -268,6 +271,8 @@ impl Engine {
             cancelled: CancellationToken::new(),
             begun: AtomicBool::new(false),
             gone: AtomicBool::new(row.dsn.as_ref().is_some_and(|dsn| state.gone.contains(dsn))),
+            subscription: row.subscribed.as_ref().map(|it| it.to.id),
+            left: AtomicBool::new(false),
         });
         let former = state.in_hand.insert(row.id, Arc::clone(&hand));
         drop(state);
@@ -383,6 +388,13 @@ impl Engine {
     pub(crate) fn drop_task(&self, id: TaskId) {
         if let Some(hand) = self.state().in_hand.get(&id) {
             hand.cancelled.cancel();
+        }
+    }
+
+    /// Lets nothing more be attempted of what is in hand for a cancelled subscription.
+    pub(crate) fn leave_all_of(&self, id: SubscriptionId) {
+        for hand in self.state().in_hand.values().filter(|hand| hand.subscription == Some(id)) {
+            hand.left.store(true, Ordering::Release);
         }
     }
 

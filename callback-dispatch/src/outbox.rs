@@ -232,8 +232,10 @@ pub(crate) enum Write {
         limit: usize,
     },
     /// Deletes what has ended before then, but for dead rows, and subscriptions that a row is left of; what has an
-    /// idempotency key has a time of its own, and so have breakers.
+    /// idempotency key has a time of its own, and so have breakers. Ends the subscriptions that have got the one event that they
+    /// may get, and have no open row of it left, however that ended.
     Clean {
+        now: Micros,
         before: Micros,
         keyed_before: Micros,
         breakers_before: Micros,

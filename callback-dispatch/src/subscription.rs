@@ -89,7 +89,7 @@ impl NewSubscription {
         new
     }
 
-    /// Takes one event, the first that is published, and ends when that is delivered or dead.
+    /// Takes one event, the first that is published, and ends when that is delivered or dead, or has expired.
     pub const fn once(mut self) -> Self {
         self.once = true;
         self
@@ -186,7 +186,7 @@ pub enum SubscriptionState {
 pub enum SubscriptionEnd {
     /// It was cancelled.
     Cancelled,
-    /// It was for one event, and that is delivered, or dead.
+    /// It was for one event, and that is delivered, or dead, or has expired.
     Completed,
     /// Its destination said that this very Dsn is no more (410).
     Gone,
@@ -519,7 +519,7 @@ impl Subscriptions {
 
     /// Ends it: it gets nothing any more, and of what waits for it nothing more is attempted.
     ///
-    /// What is in hand goes through the attempt that has begun.
+    /// An attempt that has begun goes on, and so does what another process has in hand at that moment.
     ///
     /// # Errors
     /// When there is none, it has ended, or the outbox failed.

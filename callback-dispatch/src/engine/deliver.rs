@@ -55,6 +55,11 @@ impl Engine {
             self.give_up_unattempted(&row).await;
             return;
         }
+        if hand.left.load(Ordering::Acquire) {
+            drop(places);
+            self.leave_unattempted(&row).await;
+            return;
+        }
         let (begun, now) = (Instant::now(), self.now());
         let in_flight = measure::Ongoing::attempt();
         failpoint::reach("before-attempt");

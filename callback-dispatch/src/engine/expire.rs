@@ -121,7 +121,8 @@ impl Engine {
             let now = self.now();
             let (before, keyed_before) = (now.before(self.retention), now.before(self.retention.max(KEYS)));
             let breakers_before = now.before(OpenBreaker::KEPT);
-            match write(&*self.store, Write::Clean { before, keyed_before, breakers_before, limit: BATCH }).await {
+            let clean = Write::Clean { now, before, keyed_before, breakers_before, limit: BATCH };
+            match write(&*self.store, clean).await {
                 Ok(Written::Count(count)) if count >= BATCH as u64 => {}
                 Ok(_) => return,
                 Err(error) => {

@@ -125,7 +125,10 @@ impl Engine {
         }
         let end = Write::EndSubscription { id, end: SubscriptionEnd::Cancelled, now };
         match write(&*self.store, end).await? {
-            Written::Done => Ok(()),
+            Written::Done => {
+                self.leave_all_of(id);
+                Ok(())
+            }
             Written::Unknown => Err(ChangeError::Unknown),
             _ => Err(ChangeError::Ended),
         }

@@ -334,10 +334,11 @@ impl State {
                 Written::Ended(self.bury(&dsn, now, limit))
             }
             Write::Expire { now, limit } => Written::Ended(self.expire(now, limit)),
-            Write::Clean { before, keyed_before, breakers_before, limit } => {
+            Write::Clean { now, before, keyed_before, breakers_before, limit } => {
                 self.breakers.retain(|_, open| open.until >= breakers_before);
                 let rows = self.clean(before, keyed_before, limit);
-                Written::Count(rows.max(self.clean_subscriptions(before, limit)))
+                let spent = self.end_spent(now, limit);
+                Written::Count(rows.max(spent).max(self.clean_subscriptions(before, limit)))
             }
             Write::Claim(claim) => Written::Claimed(self.claim(&claim)),
             Write::GiveBack { claim } => self.give_back(claim),

@@ -62,6 +62,7 @@ const CLAUSES: &[(&str, Clause)] = clauses![
     an_event_reaches_those_that_want_it_and_no_others,
     deliveries_of_an_event_share_it_and_have_ids_of_their_own,
     one_for_one_event_gets_one,
+    one_for_one_event_ends_with_it_whatever_becomes_of_it,
     those_in_order_get_their_events_one_at_a_time_and_numbered,
     events_of_one_key_reach_each_one_at_a_time,
     a_dsn_that_is_gone_ends_its_subscriptions,
@@ -471,7 +472,7 @@ async fn what_ended_long_ago_is_deleted(store: &dyn Store) {
     insert(store, &over).await;
     insert(store, &pending).await;
     assert!(done(store, Write::Cancel { id: over.id, now: NOW }).await);
-    let clean = |before| Write::Clean { before, keyed_before: before, breakers_before: before, limit: 10 };
+    let clean = |before| Write::Clean { now: NOW, before, keyed_before: before, breakers_before: before, limit: 10 };
     assert_eq!(count(store, clean(NOW)).await, 0);
     assert_eq!(count(store, clean(Micros(NOW.0 + 1))).await, 1);
     assert!(find(store, over.id).await.is_none());
@@ -547,7 +548,7 @@ async fn breakers_of_long_ago_are_deleted(store: &dyn Store) {
     for (to, until) in [(DSN, NOW), (OTHER, Micros(NOW.0 + 1))] {
         assert!(done(store, Write::OpenBreaker(OpenBreaker { lane: lane(to), times: 1, until })).await);
     }
-    let clean = |breakers_before| Write::Clean { before: NOW, keyed_before: NOW, breakers_before, limit: 10 };
+    let clean = |breakers_before| Write::Clean { now: NOW, before: NOW, keyed_before: NOW, breakers_before, limit: 10 };
     count(store, clean(NOW)).await;
     assert_eq!(store.breakers().await.expect("readable").len(), 2);
     count(store, clean(Micros(NOW.0 + 1))).await;
@@ -742,6 +743,26 @@ async fn one_for_one_event_gets_one(store: &dyn Store) {
     assert_eq!((kept.spent, kept.ended), (true, None));
 }
 
+async fn one_for_one_event_ends_with_it_whatever_becomes_of_it(store: &dyn Store) {
+    let row = |owner: &str| SubscriptionRow { once: true, owner: Some(owner.into()), ..subscription(DSN) };
+    let [expires, waits, spared] = ["expires", "waits", "spared"].map(row);
+    for row in [&expires, &waits, &spared] {
+        subscribe(store, row).await;
+    }
+    let for_one = |row: &SubscriptionRow, expires| FanOut { owner: row.owner.clone(), expires, ..to_all("a.b", None) };
+    assert_eq!(publish(store, &for_one(&expires, NOW)).await, 1);
+    assert_eq!(publish(store, &for_one(&waits, Micros::NEVER)).await, 1);
+    assert_eq!(ended(store, Write::Expire { now: NOW, limit: 10 }).await.len(), 1);
+    let old = Micros(0);
+    let clean = || Write::Clean { now: NOW, before: old, keyed_before: old, breakers_before: old, limit: 10 };
+    assert_eq!(count(store, clean()).await, 1);
+    let kept = subscribed(store, &expires).await;
+    assert_eq!((kept.ended, kept.ended_at), (Some(SubscriptionEnd::Completed), Some(NOW)));
+    assert_eq!(subscribed(store, &waits).await.ended, None);
+    assert_eq!(subscribed(store, &spared).await.ended, None);
+    assert_eq!(count(store, clean()).await, 0);
+}
+
 async fn those_in_order_get_their_events_one_at_a_time_and_numbered(store: &dyn Store) {
     let row = SubscriptionRow { ordered: true, ..subscription(DSN) };
     subscribe(store, &row).await;
@@ -806,7 +827,7 @@ async fn a_subscription_is_kept_as_long_as_a_row_of_it(store: &dyn Store) {
     assert!(done(store, end).await);
     let clean = || {
         let before = Micros(NOW.0 + 2);
-        Write::Clean { before, keyed_before: before, breakers_before: before, limit: 10 }
+        Write::Clean { now: NOW, before, keyed_before: before, breakers_before: before, limit: 10 }
     };
     count(store, clean()).await;
     for row in [&cancelled, &over] {
@@ -916,6 +937,7 @@ enum Fault {
     IgnoresWishes,
     ChangesSubjects,
     NeverSpent,
+    EndsNothingSpent,
     IgnoresOrderOfAll,
     IgnoresKeysOfAll,
     EndsNothing,
@@ -961,6 +983,7 @@ const BROKEN: &[(Fault, &str)] = &[
     (Fault::IgnoresWishes, "an_event_reaches_those_that_want_it_and_no_others"),
     (Fault::ChangesSubjects, "deliveries_of_an_event_share_it_and_have_ids_of_their_own"),
     (Fault::NeverSpent, "one_for_one_event_gets_one"),
+    (Fault::EndsNothingSpent, "one_for_one_event_ends_with_it_whatever_becomes_of_it"),
     (Fault::IgnoresOrderOfAll, "those_in_order_get_their_events_one_at_a_time_and_numbered"),
     (Fault::IgnoresKeysOfAll, "events_of_one_key_reach_each_one_at_a_time"),
     (Fault::EndsNothing, "a_dsn_that_is_gone_ends_its_subscriptions"),
@@ -989,6 +1012,7 @@ impl Broken {
             | (Fault::KeepsHoldersAtRecovery, Write::Recover)
             | (Fault::LosesSubscriptions, Write::Subscribe(_))
             | (Fault::EndsAgain, Write::EndSubscription { .. })
+            | (Fault::EndsNothingSpent, Write::Clean { .. })
             | (Fault::ReplaysNothing, Write::Replay { .. })
             | (Fault::DefersNothing, Write::Defer { .. })
             | (Fault::GivesNothingBack, Write::GiveBack { .. })
@@ -1055,12 +1079,12 @@ impl Broken {
             (Fault::ExpiresEverything, Write::Expire { limit, .. }) => {
                 Write::Expire { now: Micros(i64::MAX - 1), limit }
             }
-            (Fault::DeletesTooEarly, Write::Clean { before, breakers_before, limit, .. }) => {
+            (Fault::DeletesTooEarly, Write::Clean { now, before, breakers_before, limit, .. }) => {
                 let before = Micros(before.0 + 1);
-                Write::Clean { before, keyed_before: before, breakers_before, limit }
+                Write::Clean { now, before, keyed_before: before, breakers_before, limit }
             }
-            (Fault::KeepsBreakers, Write::Clean { before, keyed_before, limit, .. }) => {
-                Write::Clean { before, keyed_before, breakers_before: Micros(i64::MIN), limit }
+            (Fault::KeepsBreakers, Write::Clean { now, before, keyed_before, limit, .. }) => {
+                Write::Clean { now, before, keyed_before, breakers_before: Micros(i64::MIN), limit }
             }
             (Fault::LosesAttempts, Write::Settle(step)) => Write::Settle(Settle { failed: None, ..step }),
             (Fault::AgesEveryLane, Write::Age { before, now, limit, .. }) => {

@@ -399,9 +399,10 @@ impl Outboxes {
             }
             Step::Expire { limit } => Write::Expire { now: self.tick(), limit },
             Step::Clean { age } => {
-                let before = Micros(self.tick().0 - age);
+                let now = self.tick();
+                let before = Micros(now.0 - age);
                 // All that is old: an event that has ended, memory has forgotten already.
-                Write::Clean { before, keyed_before: Micros(before.0 - 10), breakers_before: before, limit: 100 }
+                Write::Clean { now, before, keyed_before: Micros(before.0 - 10), breakers_before: before, limit: 100 }
             }
             Step::Subscribe { .. } if self.subscriptions.len() >= SUBSCRIPTIONS => return Vec::new(),
             Step::Subscribe { dsn, owner, once, ordered, stops, event, service, lease } => {

@@ -22,6 +22,7 @@ on_each_outbox!(
     a_lease_that_is_over_ends_it_and_one_that_is_renewed_does_not,
     a_dsn_that_is_gone_ends_its_subscriptions,
     what_waits_for_a_cancelled_one_is_not_attempted,
+    what_a_cancelled_one_has_in_hand_is_not_attempted,
     an_ordered_one_gets_its_events_numbered_and_in_order,
     a_subscriptions_own_secret_signs,
     a_rotated_secret_signs_beside_the_new_one_for_a_while,
@@ -200,6 +201,38 @@ async fn what_waits_for_a_cancelled_one_is_not_attempted(home: Home) {
     assert_eq!((got.recv().await, got.recv().await), (Some(1), Some(2)));
     assert!(got.try_recv().is_err());
     assert!(dispatcher.dead_letters().list(&DeadLetterQuery::default()).await.expect("readable").items.len() <= 1);
+}
+
+async fn what_a_cancelled_one_has_in_hand_is_not_attempted(home: Home) {
+    let (sent, mut got) = tokio::sync::mpsc::unbounded_channel();
+    let (go, gate) = tokio::sync::watch::channel(false);
+    let sink = CustomSink::new(move |given| {
+        let _ = sent.send(given.message.json::<Value>().expect("JSON"));
+        let mut gate = gate.clone();
+        async move {
+            let _ = gate.wait_for(|open| *open).await;
+            Ok(receipt())
+        }
+    });
+    let dispatcher = start(home.builder().await.sink(sink)).await;
+    let subscription = create(&dispatcher, NewSubscription::new(dsn("custom://a"))).await;
+    for what in ["1", "2", "3"] {
+        publish(&dispatcher, happened(what)).await;
+    }
+    // A destination of which nothing is known gets one attempt at a time; the others wait for it.
+    let first = got.recv().await;
+    while dispatcher.health().await.in_hand < 3 {
+        tokio::task::yield_now().await;
+    }
+    dispatcher.subscriptions().cancel(subscription.id()).await.expect("cancelled");
+    go.send(true).expect("the sink is there");
+    create(&dispatcher, NewSubscription::new(dsn("custom://b")).event("last")).await;
+    publish(&dispatcher, happened("last")).await;
+    assert_eq!(got.recv().await, Some(json!({ "what": "last" })));
+    while dispatcher.health().await.in_hand > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(first.is_some() && got.try_recv().is_err());
 }
 
 async fn an_ordered_one_gets_its_events_numbered_and_in_order(home: Home) {

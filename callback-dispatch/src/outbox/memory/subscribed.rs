@@ -8,7 +8,11 @@ use crate::{
     row::{Order, Published, Row, Stage, Subscribed},
     subscription::{FanOut, SubscriptionEnd, SubscriptionId, SubscriptionQuery, SubscriptionRow, message_for},
 };
-use std::{collections::HashSet, ops::Bound, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    ops::Bound,
+    sync::Arc,
+};
 
 impl State {
     pub(super) fn publish(&mut self, event: Published) {
@@ -75,6 +79,20 @@ impl State {
         let last = items.last().filter(|_| items.len() == query.limit);
         let next = last.map(|row| Cursor { since: row.created_at, id: row.id.0 });
         Page { items, next }
+    }
+
+    /// Ends those that have got the one event that they may get, and have no open row of it left; how many.
+    pub(super) fn end_spent(&mut self, now: Micros, limit: usize) -> u64 {
+        let spent = self.subscriptions.values().filter(|row| row.spent && row.ended.is_none());
+        let mut spent: BTreeSet<SubscriptionId> = spent.map(|row| row.id).collect();
+        if !spent.is_empty() {
+            let open = self.rows.values().filter(|entry| !entry.row.stage.is_ended());
+            for subscribed in open.filter_map(|entry| entry.row.subscribed.as_ref()) {
+                spent.remove(&subscribed.to.id);
+            }
+        }
+        let ended = spent.into_iter().take(limit);
+        ended.map(|id| u64::from(self.end_subscription(id, SubscriptionEnd::Completed, now).is_done())).sum()
     }
 
     /// Deletes subscriptions of long ago that no row delivers anything to; how many.

@@ -98,6 +98,8 @@ pub(super) struct By<'a> {
     pub(super) codec: &'a Codec,
     /// The process that has in hand what is claimed; with none, nothing is.
     pub(super) holder: Option<i64>,
+    /// What this transaction has locked of ordering keys.
+    pub(super) locks: &'a [i64],
 }
 
 /// What became of a batch.
@@ -114,6 +116,7 @@ pub(super) struct Applied {
 /// New rows and steps come in numbers, and share statements; the rest is rare, and comes one by one.
 pub(super) async fn apply(connection: &mut PgConnection, by: By<'_>, writes: &[Write]) -> Result<Applied, Error> {
     let kept_back = lock_keys_of(connection, writes).await?;
+    let by = By { locks: &kept_back.held, ..by };
     let is_free = |place: &usize| !kept_back.writes[*place];
     let mut written: Vec<Option<Written>> = writes.iter().map(|_| None).collect();
     let mut inserts: Vec<&Row> = Vec::new();
@@ -181,8 +184,8 @@ async fn fan_out_all(connection: &mut PgConnection, by: By<'_>, events: &[Publis
 /// Stores an event for all who want it in a transaction of the user's own.
 pub(super) async fn publish_in(connection: &mut PgConnection, codec: &Codec, event: &FanOut) -> Result<u64, Error> {
     let locks = fan_out::locks(connection, event).await?;
-    lock(connection, locks).await?;
-    fan_out(connection, By { codec, holder: None }, event).await
+    lock(connection, locks.clone()).await?;
+    fan_out(connection, By { codec, holder: None, locks: &locks }, event).await
 }
 
 /// Whether each statement of this transaction sees what others have committed by then.
@@ -197,7 +200,7 @@ pub(super) async fn sees_others(connection: &mut PgConnection) -> Result<bool, E
 /// Stores a new row in a transaction of the user's own.
 pub(super) async fn insert_in(connection: &mut PgConnection, codec: &Codec, row: &Row) -> Result<Written, Error> {
     lock_keys(connection, row).await?;
-    insert_once(connection, By { codec, holder: None }, row).await
+    insert_once(connection, By { codec, holder: None, locks: &[] }, row).await
 }
 
 /// Stores new rows, in their order; how many are new.

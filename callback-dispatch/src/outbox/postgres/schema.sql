@@ -136,6 +136,7 @@ CREATE TABLE callback_subscription (
 
 CREATE INDEX callback_subscription_owner ON callback_subscription (owner, id);
 CREATE INDEX callback_subscription_address ON callback_subscription (address) WHERE ended IS NULL;
+CREATE INDEX callback_subscription_spent ON callback_subscription (id) WHERE spent AND ended IS NULL;
 CREATE INDEX callback_subscription_ended ON callback_subscription (ended_at) WHERE ended IS NOT NULL;
 CREATE INDEX callback_subscription_expires ON callback_subscription (expires)
     WHERE ended IS NULL AND expires < 9223372036854775807;

@@ -11,6 +11,7 @@ use crate::{
     clock::Micros,
     outbox::{Claim, Settle, Write, Written, codec::Codec, take, write},
     row::{FailedRow, Order, OrderKey, Published, Request, Row, Stage, Stored},
+    subscription::{Detail, FanOut, SubscriptionId, SubscriptionRow},
     transaction::Connection,
     work::Context,
 };
@@ -393,7 +394,7 @@ async fn what_a_claim_took_is_given_back_once_its_transaction_is_over() {
         let row = task("a");
         insert(&outbox, &row).await.expect("stored");
         let (codec, holder) = (Codec::default(), outbox.0.process.holder());
-        let by = By { codec: &codec, holder };
+        let by = By { codec: &codec, holder, locks: &[] };
         let claim = Claim {
             number: 7,
             now: NOW,
@@ -757,4 +758,112 @@ async fn a_sealed_database_needs_its_keys_and_is_sealed_anew_by_another() {
     let plain = "SELECT count(*) FROM callback_outbox WHERE get_byte(dsn, 0) <> 255";
     let plain: i64 = sqlx::query_scalar(plain).fetch_one(&outbox.0.pool).await.expect("readable");
     assert_eq!(plain, 0);
+}
+
+fn subscription(dsn: &str) -> SubscriptionRow {
+    SubscriptionRow {
+        id: SubscriptionId(TaskId::new()),
+        revision: 0,
+        owner: None,
+        dsn: dsn.parse().expect("a Dsn"),
+        once: false,
+        ordered: false,
+        stops: false,
+        active: true,
+        spent: false,
+        ended: None,
+        ended_at: None,
+        created_at: NOW,
+        expires: Micros::NEVER,
+        sequence: 0,
+        detail: Detail::default(),
+    }
+}
+
+async fn subscribe(outbox: &PostgresOutbox, row: &SubscriptionRow) {
+    assert!(write(outbox, Write::Subscribe(Arc::new(row.clone()))).await.expect("stored").is_done());
+}
+
+fn to_all() -> FanOut {
+    let id = TaskId::new();
+    let message = Message::builder("a.b").id(id.into()).payload("event").build().expect("a message");
+    let stored = Arc::new(Stored { message, failed: false, traceparent: None, service: None });
+    FanOut { id, stored, owner: None, key: None, now: NOW, expires: Micros::NEVER }
+}
+
+/// What the ordering keys of a subscription are locked by.
+fn lock_of(row: &SubscriptionRow) -> i64 {
+    let key = to_all().order_key(row).expect("it is in order").0;
+    i64::from_be_bytes(*key.first_chunk().expect("it has sixteen bytes"))
+}
+
+#[tokio::test]
+async fn an_event_joins_no_key_that_another_may_be_leaving() {
+    let Some(schema) = Schema::new().await else { return };
+    let outbox = schema.started().await;
+    let first = SubscriptionRow { ordered: true, ..subscription("https://a.example/") };
+    let mut second = SubscriptionRow { ordered: true, active: false, ..subscription("https://b.example/") };
+    while lock_of(&second) == lock_of(&first) {
+        second.id = SubscriptionId(TaskId::new());
+    }
+    subscribe(&outbox, &first).await;
+    subscribe(&outbox, &second).await;
+    let mut holder = schema.stranger().await;
+    let mut held = holder.begin().await.expect("a transaction");
+    let lock = |key: i64| AssertSqlSafe(format!("SELECT pg_advisory_xact_lock({key})"));
+    held.execute(lock(lock_of(&first))).await.expect("locked");
+
+    let mut user = schema.stranger().await;
+    let mut open = user.begin().await.expect("a transaction");
+    let event = to_all();
+    let mut publishing = Box::pin(outbox.publish_in(Connection::Postgres(&mut open), &event));
+    let mut watcher = schema.stranger().await;
+    let waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted \
+                 AND objid::bigint = $1 & 4294967295 AND classid::bigint = $1 >> 32";
+    let key = lock_of(&first);
+    let waiting = async {
+        let waits = || sqlx::query_scalar::<_, i64>(waits).bind(key);
+        while waits().fetch_one(&mut watcher).await.expect("readable") == 0 {}
+    };
+    tokio::select! {
+        _ = &mut publishing => panic!("it waits for the first key"),
+        () = waiting => {}
+    }
+    // Meanwhile the second gets events again, and what it got before is about to leave its key.
+    let resumed = SubscriptionRow { revision: 1, active: true, ..second.clone() };
+    assert!(write(&outbox, Write::ChangeSubscription(Arc::new(resumed))).await.expect("stored").is_done());
+    let mut leaver = schema.stranger().await;
+    let mut leaving = leaver.begin().await.expect("a transaction");
+    leaving.execute(lock(lock_of(&second))).await.expect("locked");
+    held.rollback().await.expect("rolled back");
+    assert_eq!(publishing.await.expect("published"), 1, "nothing joins the second key unseen");
+    open.commit().await.expect("committed");
+    leaving.rollback().await.expect("rolled back");
+    let Written::Count(count) = write(&outbox, Write::Publish(Arc::new(to_all()))).await.expect("stored") else {
+        panic!("a count")
+    };
+    assert_eq!(count, 2);
+}
+
+#[tokio::test]
+async fn a_subscription_is_kept_for_an_event_whose_transaction_is_open() {
+    let Some(schema) = Schema::new().await else { return };
+    let outbox = schema.started().await;
+    let row = SubscriptionRow { expires: NOW.after(Duration::from_secs(1)), ..subscription("https://a.example/") };
+    subscribe(&outbox, &row).await;
+    let mut user = schema.stranger().await;
+    let mut open = user.begin().await.expect("a transaction");
+    let published = outbox.publish_in(Connection::Postgres(&mut open), &to_all()).await;
+    assert_eq!(published.expect("published"), 1);
+    let late = NOW.after(Duration::from_secs(60));
+    let clean = || Write::Clean { now: late, before: late, keyed_before: late, breakers_before: late, limit: 10 };
+    write(&outbox, clean()).await.expect("stored");
+    open.commit().await.expect("committed");
+    write(&outbox, clean()).await.expect("stored");
+    let claimed = claim(&outbox).await;
+    assert_eq!(claimed.len(), 1, "it can be read");
+    assert!(matches!(settle(&outbox, &claimed[0], Stage::Delivered, None).await, Written::Done));
+    write(&outbox, clean()).await.expect("stored");
+    write(&outbox, clean()).await.expect("stored");
+    assert!(outbox.subscription(row.id).await.expect("readable").is_none());
 }

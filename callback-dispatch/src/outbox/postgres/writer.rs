@@ -174,7 +174,7 @@ impl Database {
         let Self { pool, codec, process } = self;
         let mut tries = 1;
         loop {
-            let by = By { codec, holder: process.holder() };
+            let by = By { codec, holder: process.holder(), locks: &[] };
             let applied = AssertUnwindSafe(apply_all(pool, by, writes)).catch_unwind();
             let (transaction, written) = match timeout(LIMIT, applied).await {
                 Ok(Ok(Ok(applied))) => applied,

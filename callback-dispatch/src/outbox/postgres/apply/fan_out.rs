@@ -45,6 +45,9 @@ pub(super) const LOCKS_OF_WANTING: &str =
 
 /// Ids and ordering keys are those of `FanOut::delivery` and `FanOut::order_key`; the last of its key is due only if it is
 /// the first, too.
+///
+/// Who began to want it in order since the keys were locked is passed over: what leaves a key that is not locked would not see
+/// what joins it. No subscription that gets it is deleted before this is committed.
 pub(super) const FAN_OUT: &str = concat!(
     "INSERT INTO callback_outbox (id, stage, token, due, attempts, starts, accepted_at, first_due, expires, owner, \
                                   destination, lane, address, order_key, turn, stops, payload, subscription, sequence) \
@@ -61,7 +64,8 @@ pub(super) const FAN_OUT: &str = concat!(
                                  'hex') END AS order_key \
                  FROM ",
     wanting!("$1", "$2", "$3", "$4"),
-    ") AS w) AS placed ORDER BY id"
+    " AND (NOT s.ordered AND $12::bigint IS NULL OR ($13 | (s.number & $14)) = ANY ($15::bigint[])) \
+      FOR KEY SHARE OF s) AS w) AS placed ORDER BY id"
 );
 
 /// Those in order have a next number; those for one event have it.
@@ -120,7 +124,7 @@ fn to_all(event: &Published) -> Option<&FanOut> {
 
 /// Stores an event, and a delivery to each subscription that wants it; how many. If nobody does, nothing is stored.
 ///
-/// The ordering keys are locked.
+/// The ordering keys are locked: those that `by` names.
 pub(super) async fn fan_out(connection: &mut PgConnection, by: By<'_>, event: &FanOut) -> Result<u64, Error> {
     let owner = event.owner.as_deref().map(stored);
     query(LOCK_WANTING)
@@ -145,7 +149,8 @@ pub(super) async fn fan_out(connection: &mut PgConnection, by: By<'_>, event: &F
         .bind(uuid(event.id))
         .bind(event.key)
         .bind(prefix())
-        .bind(LOCKS - 1);
+        .bind(LOCKS - 1)
+        .bind(by.locks);
     let count = deliveries.execute(&mut *connection).await?.rows_affected();
     if count == 0 {
         return Ok(0);

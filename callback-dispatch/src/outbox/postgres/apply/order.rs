@@ -96,10 +96,11 @@ pub(in crate::outbox::postgres) fn keys_of(write: &Write) -> Vec<i64> {
     }
 }
 
-/// Which writes of a batch cannot be carried out now, and the keys that another transaction has.
+/// Which writes of a batch cannot be carried out now, the keys that another transaction has, and those that this one has.
 pub(super) struct KeptBack {
     pub(super) writes: Vec<bool>,
     pub(super) keys: Vec<i64>,
+    pub(super) held: Vec<i64>,
 }
 
 /// Locks the keys of all that a batch may change, but for those that another transaction has.
@@ -132,7 +133,8 @@ pub(super) async fn lock_keys_of(connection: &mut PgConnection, writes: &[Write]
     }
     let taken = try_lock(connection, keys.iter().flatten().copied().collect()).await?;
     let writes = keys.iter().map(|keys| keys.iter().any(|key| taken.contains(key))).collect();
-    Ok(KeptBack { writes, keys: taken })
+    let held = keys.into_iter().flatten().filter(|key| !taken.contains(key)).collect();
+    Ok(KeptBack { writes, keys: taken, held })
 }
 
 async fn try_lock(connection: &mut PgConnection, mut numbers: Vec<i64>) -> Result<Vec<i64>, Error> {

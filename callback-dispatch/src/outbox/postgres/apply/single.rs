@@ -7,7 +7,7 @@ use super::{
     fan_out::{fan_out, forget_payloads, payloads},
     fan_out_all, insert,
     order::{ENQUEUE, Left, QUEUE, left, locks_its_key, release_aged, release_next},
-    subscription::{change_subscription, clean_subscriptions, end_all_to, end_subscription, subscribe},
+    subscription::{change_subscription, clean_subscriptions, end_all_to, end_spent, end_subscription, subscribe},
     to_one,
 };
 use crate::{
@@ -165,7 +165,7 @@ pub(super) async fn single(connection: &mut PgConnection, by: By<'_>, write: &Wr
         Write::Expire { now, limit } => Ok(Written::Ended(
             left(connection, query_as(EXPIRE).bind(now.0).bind(count(*limit)).bind(by.holder), *now).await?,
         )),
-        Write::Clean { before, keyed_before, breakers_before, limit } => {
+        Write::Clean { now, before, keyed_before, breakers_before, limit } => {
             let clean = query_as(CLEAN).bind(before.0).bind(count(*limit));
             let lines: Vec<(Uuid, Option<Uuid>)> = clean.fetch_all(&mut *connection).await?;
             let (mut old, payloads): (Vec<Uuid>, Vec<Option<Uuid>>) = lines.into_iter().unzip();
@@ -174,10 +174,11 @@ pub(super) async fn single(connection: &mut PgConnection, by: By<'_>, write: &Wr
             old.append(&mut clean.fetch_all(&mut *connection).await?);
             forget_attempts(connection, &column(&old, |id| TaskId::from_bytes(id.into_bytes()))).await?;
             forget_payloads(connection, &payloads.into_iter().collect::<Vec<_>>()).await?;
+            let spent = end_spent(connection, *now, *limit).await?;
             let subscriptions = clean_subscriptions(connection, *before, *limit).await?;
             let clean = query(CLEAN_BREAKERS).bind(breakers_before.0).bind(count(*limit));
             let breakers = clean.execute(connection).await?.rows_affected();
-            Ok(Written::Count(breakers.max(subscriptions).max(old.len() as u64)))
+            Ok(Written::Count(breakers.max(spent).max(subscriptions).max(old.len() as u64)))
         }
         Write::Age { lanes, before, now, limit } => age(connection, lanes, *before, *now, *limit).await,
         Write::PullIn(PullIn { now, latest, leapt }) => {

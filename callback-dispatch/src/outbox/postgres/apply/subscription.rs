@@ -25,23 +25,30 @@ pub(super) const END_ALL_TO: &str = "UPDATE callback_subscription SET ended = $1
 
 pub(super) const FORGET_INTERESTS: &str = "DELETE FROM callback_interest WHERE subscription = ANY ($1)";
 
-/// What ended long ago, or whose lease was over then, and that no row delivers anything to.
-///
-/// Whoever stores an event for it holds the line of one that is in order, or for one event; another has not ended then.
-pub(super) const CLEAN_ENDED: &str = "\
-    WITH old AS MATERIALIZED ( \
-        SELECT s.seq FROM callback_subscription AS s WHERE s.ended IS NOT NULL AND s.ended_at < $1 \
-        AND NOT EXISTS (SELECT 1 FROM callback_outbox AS o WHERE o.subscription = s.id) \
-        ORDER BY s.ended_at LIMIT $2 FOR UPDATE SKIP LOCKED) \
-    DELETE FROM callback_subscription AS s USING old WHERE s.seq = old.seq";
+/// Those that have got the one event that they may get, and have no open row of it left.
+pub(super) const END_SPENT: &str = "\
+    WITH over AS MATERIALIZED ( \
+        SELECT s.seq FROM callback_subscription AS s WHERE s.spent AND s.ended IS NULL \
+        AND NOT EXISTS (SELECT 1 FROM callback_outbox AS o WHERE o.subscription = s.id AND o.stage < 10) \
+        ORDER BY s.id LIMIT $3 FOR NO KEY UPDATE SKIP LOCKED) \
+    UPDATE callback_subscription AS s SET ended = $1, ended_at = $2 FROM over WHERE s.seq = over.seq RETURNING s.id";
 
-pub(super) const CLEAN_EXPIRED: &str = "\
-    WITH old AS MATERIALIZED ( \
-        SELECT s.seq FROM callback_subscription AS s \
-        WHERE s.ended IS NULL AND s.expires < 9223372036854775807 AND s.expires < $1 \
-        AND NOT EXISTS (SELECT 1 FROM callback_outbox AS o WHERE o.subscription = s.id) \
-        ORDER BY s.expires LIMIT $2 FOR UPDATE SKIP LOCKED) \
-    DELETE FROM callback_subscription AS s USING old WHERE s.seq = old.seq RETURNING s.id";
+/// What ended long ago, and that no row delivers anything to. Who stores an event for one holds its line.
+pub(super) const LOCK_ENDED: &str = "\
+    SELECT s.id FROM callback_subscription AS s WHERE s.ended IS NOT NULL AND s.ended_at < $1 \
+    AND NOT EXISTS (SELECT 1 FROM callback_outbox AS o WHERE o.subscription = s.id) \
+    ORDER BY s.ended_at LIMIT $2 FOR UPDATE SKIP LOCKED";
+
+/// The same for those whose lease was over then.
+pub(super) const LOCK_EXPIRED: &str = "\
+    SELECT s.id FROM callback_subscription AS s \
+    WHERE s.ended IS NULL AND s.expires < 9223372036854775807 AND s.expires < $1 \
+    AND NOT EXISTS (SELECT 1 FROM callback_outbox AS o WHERE o.subscription = s.id) \
+    ORDER BY s.expires LIMIT $2 FOR UPDATE SKIP LOCKED";
+
+/// Looks again, once they are locked: an event that was being stored for one is.
+pub(super) const DELETE_UNUSED: &str = "DELETE FROM callback_subscription AS s WHERE s.id = ANY ($1) \
+    AND NOT EXISTS (SELECT 1 FROM callback_outbox AS o WHERE o.subscription = s.id) RETURNING s.id";
 
 pub(super) async fn subscribe(
     connection: &mut PgConnection,
@@ -131,16 +138,30 @@ pub(super) async fn end_all_to(connection: &mut PgConnection, dsn: &Dsn, now: Mi
     forget_interests(connection, ended).await
 }
 
+/// Ends those for one event that are over; how many.
+pub(super) async fn end_spent(connection: &mut PgConnection, now: Micros, limit: usize) -> Result<u64, Error> {
+    let end = query_scalar(END_SPENT).bind(SubscriptionEnd::Completed.number()).bind(now.0).bind(count(limit));
+    let ended: Vec<Uuid> = end.fetch_all(&mut *connection).await?;
+    let count = ended.len() as u64;
+    forget_interests(connection, ended).await?;
+    Ok(count)
+}
+
 /// Deletes subscriptions of long ago; how many.
 pub(super) async fn clean_subscriptions(
     connection: &mut PgConnection,
     before: Micros,
     limit: usize,
 ) -> Result<u64, Error> {
-    let ended = query(CLEAN_ENDED).bind(before.0).bind(count(limit)).execute(&mut *connection).await?.rows_affected();
-    let expired = query_scalar(CLEAN_EXPIRED).bind(before.0).bind(count(limit));
-    let expired: Vec<Uuid> = expired.fetch_all(&mut *connection).await?;
-    let count = ended.max(expired.len() as u64);
-    forget_interests(connection, expired).await?;
-    Ok(count)
+    let mut most = 0;
+    for lock in [LOCK_ENDED, LOCK_EXPIRED] {
+        let old: Vec<Uuid> = query_scalar(lock).bind(before.0).bind(count(limit)).fetch_all(&mut *connection).await?;
+        if old.is_empty() {
+            continue;
+        }
+        let deleted: Vec<Uuid> = query_scalar(DELETE_UNUSED).bind(old).fetch_all(&mut *connection).await?;
+        most = most.max(deleted.len() as u64);
+        forget_interests(connection, deleted).await?;
+    }
+    Ok(most)
 }

@@ -6,7 +6,7 @@ use super::{
     fan_out::{FAN_OUT, FORGET_PAYLOADS, GOT_IT, LOCK_WANTING, LOCKS_OF_WANTING},
     order::{ENQUEUE, QUEUE, RELEASE_NEXT},
     single::{AGE, CLEAN, CLEAN_KEYED, EXPIRE, KNOWN, NOT_BEYOND, PURGE, REPLAY, WAIT_FROM_NOW},
-    subscription::{CHANGE, CLEAN_ENDED, CLEAN_EXPIRED, END, END_ALL_TO, FORGET_INTERESTS},
+    subscription::{CHANGE, DELETE_UNUSED, END, END_ALL_TO, END_SPENT, FORGET_INTERESTS, LOCK_ENDED, LOCK_EXPIRED},
     *,
 };
 use sqlx::{AssertSqlSafe, Connection, Executor};
@@ -155,7 +155,7 @@ async fn those_who_want_an_event_are_found_by_their_index() {
     check_all(LOCK_WANTING, "name name NULL 1 true", &wanting).await;
     check_all(LOCKS_OF_WANTING, "name name NULL 1 true 0 1023", &wanting).await;
     let order = [&wanting[..], &["callback_outbox_order"]].concat();
-    check_all(FAN_OUT, "name name NULL 1 name 1 1 1 1 1 id NULL 0 1023", &order).await;
+    check_all(FAN_OUT, "name name NULL 1 name 1 1 1 1 1 id NULL 0 1023 numbers", &order).await;
     check_all(GOT_IT, "id", &["callback_subscription_id_key", "callback_outbox_payload"]).await;
     check_all(FORGET_PAYLOADS, "one", &["callback_payload_id_key", "callback_outbox_payload"]).await;
     check_all(CHANGE, "1 true 1 name id 1", &["callback_subscription_id_key"]).await;
@@ -163,8 +163,10 @@ async fn those_who_want_an_event_are_found_by_their_index() {
     check_all(END_ALL_TO, "1 1 name", &["callback_subscription_address"]).await;
     check_all(FORGET_INTERESTS, "one", &["callback_interest_subscription"]).await;
     let unused = "callback_outbox_subscription";
-    check_all(CLEAN_ENDED, "1000 200", &["callback_subscription_ended", unused]).await;
-    check_all(CLEAN_EXPIRED, "1000 200", &["callback_subscription_expires", unused]).await;
+    check_all(END_SPENT, "2 1000 200", &["callback_subscription_spent", unused]).await;
+    check_all(LOCK_ENDED, "1000 200", &["callback_subscription_ended", unused]).await;
+    check_all(DELETE_UNUSED, "one", &["callback_subscription_id_key", unused]).await;
+    check_all(LOCK_EXPIRED, "1000 200", &["callback_subscription_expires", unused]).await;
     check_all(read::PAYLOADS, "one", &["callback_payload_id_key"]).await;
     check_all(read::SUBSCRIPTIONS, "one", &["callback_subscription_id_key"]).await;
     check_all(read::PAGE, "id 100", &["callback_subscription_id_key"]).await;

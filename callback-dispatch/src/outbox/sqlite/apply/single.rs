@@ -7,7 +7,7 @@ use super::{
     fan_out::{PAYLOADS, forget_payloads, payloads},
     order::{QUEUE, enqueue, ids, left, release_aged, release_next},
     split,
-    subscription::{clean_subscriptions, end_all_to, end_subscription},
+    subscription::{clean_subscriptions, end_all_to, end_spent, end_subscription},
 };
 use crate::{
     clock::Micros,
@@ -169,7 +169,7 @@ impl Rows {
                 let expire = query(EXPIRE).bind(now.0).bind(count(*limit));
                 Ok(Written::Ended(left(connection, expire, *now).await?))
             }
-            Write::Clean { before, keyed_before, breakers_before, limit } => {
+            Write::Clean { now, before, keyed_before, breakers_before, limit } => {
                 let clean = query(CLEAN).bind(before.0).bind(count(*limit));
                 let lines = clean.fetch_all(&mut *connection).await?;
                 let (mut old, payloads) = (ids(&lines)?, payloads(&lines)?);
@@ -177,10 +177,11 @@ impl Rows {
                 old.append(&mut ids(&clean.fetch_all(&mut *connection).await?)?);
                 self.forget_attempts(connection, &old).await?;
                 forget_payloads(connection, &payloads).await?;
+                let spent = end_spent(connection, *now, *limit).await?;
                 let subscriptions = clean_subscriptions(connection, *before, *limit).await?;
                 let clean = query(CLEAN_BREAKERS).bind(breakers_before.0).bind(count(*limit));
                 let breakers = clean.execute(connection).await?.rows_affected();
-                Ok(Written::Count(breakers.max(subscriptions).max(old.len() as u64)))
+                Ok(Written::Count(breakers.max(spent).max(subscriptions).max(old.len() as u64)))
             }
             Write::Claim(claim) => Ok(Written::Claimed(self.claim(connection, claim).await?)),
             Write::GiveBack { claim } => {

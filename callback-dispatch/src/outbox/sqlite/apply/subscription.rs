@@ -29,6 +29,12 @@ pub(super) const FORGET_INTERESTS: &str = "DELETE FROM callback_interest WHERE s
 pub(super) const FORGET_INTERESTS_TO: &str = "DELETE FROM callback_interest WHERE subscription IN ( \
     SELECT id FROM callback_subscription WHERE address = ? AND ended IS NULL)";
 
+/// Those that have got the one event that they may get, and have no open row of it left.
+pub(super) const END_SPENT: &str = "UPDATE callback_subscription SET ended = ?1, ended_at = ?2 WHERE seq IN ( \
+    SELECT s.seq FROM callback_subscription AS s WHERE s.spent AND s.ended IS NULL \
+    AND NOT EXISTS (SELECT 1 FROM callback_outbox AS o WHERE o.subscription = s.id AND o.stage < 10) \
+    ORDER BY s.id LIMIT ?3) RETURNING id";
+
 /// What ended long ago, or whose lease was over then, and that no row delivers anything to.
 pub(super) const CLEAN_ENDED: &str = "DELETE FROM callback_subscription WHERE seq IN ( \
     SELECT s.seq FROM callback_subscription AS s WHERE s.ended IS NOT NULL AND s.ended_at < ?1 \
@@ -128,6 +134,17 @@ pub(super) async fn end_all_to(connection: &mut SqliteConnection, dsn: &Dsn, now
     query(FORGET_INTERESTS_TO).bind(address(dsn)).execute(&mut *connection).await?;
     let end = query(END_ALL_TO).bind(SubscriptionEnd::Gone.number()).bind(now.0).bind(address(dsn));
     end.execute(connection).await.map(drop)
+}
+
+/// Ends those for one event that are over; how many.
+pub(super) async fn end_spent(connection: &mut SqliteConnection, now: Micros, limit: usize) -> Result<u64, Error> {
+    let end = query(END_SPENT).bind(SubscriptionEnd::Completed.number()).bind(now.0).bind(count(limit));
+    let ended = end.fetch_all(&mut *connection).await?;
+    for line in &ended {
+        let id = crate::outbox::sqlite::read::task_id(line)?;
+        query(FORGET_INTERESTS).bind(&id.as_bytes()[..]).execute(&mut *connection).await?;
+    }
+    Ok(ended.len() as u64)
 }
 
 /// Deletes subscriptions of long ago; how many.
