@@ -153,6 +153,22 @@ impl Broker {
         sink(self.cluster())
     }
 
+    /// How often each message id is in a queue, which is empty afterwards; waits until the broker knows the queue.
+    ///
+    /// One that was killed may have answered before it does.
+    pub(crate) async fn ids(&self, queue: &str) -> HashMap<String, usize> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let side = self.side("").await;
+            let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+            match side.channel.queue_declare(queue.into(), passive, FieldTable::default()).await {
+                Ok(_) => return side.ids(queue).await,
+                Err(error) => assert!(Instant::now() < deadline, "the queue is gone: {error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
     /// A connection beside the sink's.
     pub(crate) async fn side(&self, vhost: &str) -> Side {
         // Without a path, lapin asks for a vhost without a name.

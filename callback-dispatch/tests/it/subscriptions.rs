@@ -77,7 +77,9 @@ async fn an_event_goes_to_all_who_want_it(home: Home) {
     }
     publish(&dispatcher, happened("part.broken").service("parts").owner("acme")).await;
     publish(&dispatcher, happened("last").service("parts")).await;
-    assert_eq!(body(&sink.next("acme").await), json!({ "what": "part.broken" }));
+    let got: BTreeSet<String> =
+        [sink.next("acme").await, sink.next("acme").await].iter().map(|it| body(it)["what"].to_string()).collect();
+    assert_eq!(got, ["\"last\"".to_owned(), "\"part.broken\"".to_owned()].into(), "both, in no order");
     for name in ["all", "parts"] {
         assert_eq!(body(&sink.next(name).await), json!({ "what": "last" }), "{name}");
     }
@@ -188,7 +190,7 @@ async fn what_waits_for_a_cancelled_one_is_not_attempted(home: Home) {
         let _ = sent.send(given.attempt.number());
         async { Err(SinkError::unavailable("down")) }
     });
-    let schedule = callback_core::Schedule::new([Duration::from_millis(300)]).expect("valid").jitter(0);
+    let schedule = callback_core::Schedule::new([Duration::from_secs(3)]).expect("valid").jitter(0);
     let dispatcher = start(home.builder().await.sink(sink).schedule(schedule)).await;
     let subscription = create(&dispatcher, NewSubscription::new(dsn("custom://a"))).await;
     publish(&dispatcher, happened("x")).await;
