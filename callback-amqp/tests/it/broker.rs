@@ -113,6 +113,14 @@ impl Broker {
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
+    /// Has the broker write down what was declared.
+    ///
+    /// RabbitMQ 3.10.8 was seen to forget a durable queue, and what it had confirmed, when it was killed seconds after the
+    /// declaration: its record was not in `rabbit_durable_queue` after the next start.
+    pub(crate) async fn write_down(&self) {
+        self.control(&["eval", "ok = mnesia:sync_log(), dumped = mnesia:dump_log()."]).await;
+    }
+
     /// Sends a signal to the broker's process.
     pub(crate) async fn signal(&self, signal: &str) {
         let pid = std::fs::read_to_string(format!("{}/pid", self.variable("CALLBACK_TEST_RABBITMQ"))).expect("a pid");

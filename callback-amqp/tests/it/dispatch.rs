@@ -88,6 +88,7 @@ async fn all_arrives(broker: &Broker, queue: &str, fault: impl Future<Output = (
 async fn what_was_acknowledged_arrives_after_each_fault() {
     let Some(broker) = own().await else { return };
     let queue = broker.side("").await.queue().await;
+    broker.write_down().await;
     all_arrives(&broker, &queue, async {
         sleep(STEP).await;
         broker.kill().await;

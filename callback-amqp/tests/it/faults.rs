@@ -55,6 +55,7 @@ async fn all_arrived(broker: &Broker, queue: &str, delivered: &HashSet<String>, 
 async fn a_broker_that_is_killed_under_load_loses_nothing() {
     let Some(broker) = own().await else { return };
     let queue = broker.side("").await.queue().await;
+    broker.write_down().await;
     let (sink, dsn, done) = (broker.sink(), to_queue(&queue), AtomicUsize::new(0));
     let kill = async {
         until(&done, 3_000).await;
