@@ -33,7 +33,7 @@ struct Inner {
     id: Option<MessageId>,
     event_id: Option<MessageId>,
     event_type: String,
-    source: String,
+    source: Cow<'static, str>,
     subject: Option<String>,
     correlation_id: Option<String>,
     sequence: Option<u32>,
@@ -49,13 +49,13 @@ impl Message {
             id: None,
             event_id: None,
             event_type: event_type.into(),
-            source: "/".to_owned(),
+            source: Cow::Borrowed("/"),
             subject: None,
             correlation_id: None,
             sequence: None,
             time: SystemTime::now(),
             headers: Vec::new(),
-            payload: Payload::new("application/octet-stream", Bytes::new()),
+            payload: Payload::from(Bytes::new()),
         })
     }
 
@@ -245,7 +245,7 @@ impl MessageBuilder {
 
     /// Sets who says so: a URI-reference of 1 to 255 printable ASCII characters. Default `/`.
     pub fn source(mut self, source: impl Into<String>) -> Self {
-        self.0.source = source.into();
+        self.0.source = Cow::Owned(source.into());
         self
     }
 

@@ -32,7 +32,9 @@ impl Payload {
     /// A character that no header can carry is left out of the content type.
     pub fn new(content_type: impl Into<String>, body: impl Into<Bytes>) -> Self {
         let mut content_type = content_type.into();
-        content_type.retain(|c| matches!(c, ' '..='~'));
+        if !content_type.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+            content_type.retain(|c| matches!(c, ' '..='~'));
+        }
         Self { content_type: content_type.into(), body: body.into() }
     }
 

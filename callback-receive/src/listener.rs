@@ -142,17 +142,4 @@ impl Verdict {
     pub const fn is_taken(&self) -> bool {
         matches!(self, Self::Accepted | Self::Duplicate)
     }
-
-    pub(crate) const fn as_str(&self) -> &'static str {
-        match self {
-            Self::Accepted => "accepted",
-            Self::Duplicate => "duplicate",
-            Self::Ended => "ended",
-            Self::Refused(_) => "refused",
-            Self::RetryLater(_) => "retry_later",
-            Self::TooLarge => "too_large",
-            Self::Unknown => "unknown",
-            Self::Unverified => "unverified",
-        }
-    }
 }

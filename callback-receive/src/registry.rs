@@ -6,12 +6,35 @@ use crate::{
     slot::Slot,
     sync::{Mutex, lock},
 };
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
+    sync::Arc,
+};
 
 const SHARDS: usize = 16;
 
 /// A map in parts, so that senders do not wait for each other.
-pub(crate) struct Registry([Mutex<HashMap<HandleId, Handle>>; SHARDS]);
+pub(crate) struct Registry([Mutex<Shard>; SHARDS]);
+
+type Shard = HashMap<HandleId, Handle, BuildHasherDefault<Random>>;
+
+/// The first bytes of a name are its hash: they are random, and no name gets in that this receiver did not make. What is
+/// written last counts: before an array comes its length.
+#[derive(Default)]
+struct Random(u64);
+
+impl Hasher for Random {
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(bytes) = bytes.first_chunk() {
+            self.0 = u64::from_le_bytes(*bytes);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
 
 #[derive(Clone)]
 pub(crate) enum Handle {
@@ -49,8 +72,8 @@ impl Registry {
         self.0.iter().map(|shard| lock(shard).len()).sum()
     }
 
-    fn shard(&self, id: &HandleId) -> &Mutex<HashMap<HandleId, Handle>> {
-        // Its first byte is random.
-        &self.0[usize::from(id.as_bytes()[0]) % SHARDS]
+    fn shard(&self, id: &HandleId) -> &Mutex<Shard> {
+        // It is random, and no part of the hash.
+        &self.0[usize::from(id.as_bytes()[8]) % SHARDS]
     }
 }

@@ -16,8 +16,8 @@ use std::{
 };
 use tokio::{sync::oneshot, task::AbortHandle, time::Instant};
 
-/// How many senders of one message are answered together.
-const JOINED: usize = 16;
+/// How many senders of one message are answered together with the first one.
+const JOINED: usize = 15;
 
 pub(crate) struct Slot {
     pub(crate) handle: HandleId,
@@ -41,7 +41,21 @@ struct Entry {
     number: u64,
     key: Key,
     message: Message,
-    waiters: Vec<oneshot::Sender<Verdict>>,
+    /// Who sent it first.
+    waiter: Option<oneshot::Sender<Verdict>>,
+    /// Who sent it again.
+    joined: Vec<oneshot::Sender<Verdict>>,
+}
+
+impl Entry {
+    /// Takes all out who wait.
+    fn waiters(&mut self) -> impl Iterator<Item = oneshot::Sender<Verdict>> {
+        self.waiter.take().into_iter().chain(mem::take(&mut self.joined))
+    }
+
+    fn is_awaited(&self) -> bool {
+        self.waiter.iter().chain(&self.joined).any(|waiter| !waiter.is_closed())
+    }
 }
 
 /// What becomes of a message that is offered.
@@ -91,11 +105,11 @@ impl Slot {
         let State { queue, open, ended, .. } = &mut *state;
         let (sender, receiver) = oneshot::channel();
         if let Some(entry) = queue.iter_mut().chain(open.iter_mut()).find(|entry| entry.key == key) {
-            entry.waiters.retain(|waiter| !waiter.is_closed());
-            if entry.waiters.len() >= JOINED {
+            entry.joined.retain(|waiter| !waiter.is_closed());
+            if entry.joined.len() >= JOINED {
                 return Offered::Verdict(Verdict::RetryLater(None));
             }
-            entry.waiters.push(sender);
+            entry.joined.push(sender);
             return Offered::Waiting(receiver);
         }
         if *ended {
@@ -106,7 +120,7 @@ impl Slot {
         }
         let number = state.next;
         state.next += 1;
-        state.queue.push_back(Entry { number, key, message, waiters: vec![sender] });
+        state.queue.push_back(Entry { number, key, message, waiter: Some(sender), joined: Vec::new() });
         let waker = state.waker.take();
         drop(state);
         if let Some(waker) = waker {
@@ -151,7 +165,7 @@ impl Slot {
     pub(crate) fn is_awaited(&self, number: u64) -> bool {
         let state = lock(&self.state);
         let entry = state.open.iter().find(|entry| entry.number == number);
-        entry.is_some_and(|entry| entry.waiters.iter().any(|waiter| !waiter.is_closed()))
+        entry.is_some_and(Entry::is_awaited)
     }
 
     pub(crate) fn is_ended(&self) -> bool {
@@ -180,7 +194,7 @@ impl Slot {
     pub(crate) fn answer_all(&self, verdict: &Verdict) {
         let mut state = lock(&self.state);
         let State { queue, open, .. } = &mut *state;
-        let waiters: Vec<_> = queue.iter_mut().chain(open).flat_map(|entry| mem::take(&mut entry.waiters)).collect();
+        let waiters: Vec<_> = queue.iter_mut().chain(open).flat_map(Entry::waiters).collect();
         drop(state);
         for waiter in waiters {
             let _ = waiter.send(verdict.clone());
@@ -188,8 +202,8 @@ impl Slot {
     }
 }
 
-fn answer(entry: Entry, verdict: &Verdict) {
-    for waiter in entry.waiters {
+fn answer(mut entry: Entry, verdict: &Verdict) {
+    for waiter in entry.waiters() {
         // A sender may have gone.
         let _ = waiter.send(verdict.clone());
     }

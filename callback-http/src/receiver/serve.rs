@@ -1,16 +1,16 @@
 //! A listener of its own: HTTP/1.1 with the limits that a public one needs.
 
 use super::{
-    Inner, Limits,
-    connections::{Connection, Idle},
+    Inner,
+    connections::{Connection, Connections},
 };
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{sleep, timeout},
+    time::{interval, sleep, timeout},
 };
 
 /// How large the head of a request may be, in bytes.
@@ -24,7 +24,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// Accepts connections until the receiver closes.
 pub(super) async fn serve(inner: Arc<Inner>, listener: TcpListener) {
-    let idle = Arc::new(Idle::default());
+    let connections = Arc::new(Connections::new());
+    inner.connections.spawn(expire(Arc::clone(&inner), Arc::clone(&connections)));
     let room = Arc::new(Semaphore::new(inner.limits.connections));
     loop {
         let accepted = tokio::select! {
@@ -43,15 +44,15 @@ pub(super) async fn serve(inner: Arc<Inner>, listener: TcpListener) {
         let permit = tokio::select! {
             biased;
             () = inner.closing.cancelled() => return,
-            permit = enter(&room, &idle) => permit,
+            permit = enter(&room, &connections) => permit,
         };
-        let (connection, idle) = (Arc::new(idle.open(inner.closing.child_token())), Arc::clone(&idle));
-        inner.connections.spawn(converse(Arc::clone(&inner), stream, connection, idle, permit));
+        let (connection, all) = (connections.open(inner.closing.child_token()), Arc::clone(&connections));
+        inner.connections.spawn(converse(Arc::clone(&inner), stream, connection, all, permit));
     }
 }
 
 /// A place for a connection; where there is none, the one that has been idle for longest makes room.
-async fn enter(room: &Arc<Semaphore>, idle: &Idle) -> Option<OwnedSemaphorePermit> {
+async fn enter(room: &Arc<Semaphore>, connections: &Connections) -> Option<OwnedSemaphorePermit> {
     if let Ok(permit) = Arc::clone(room).try_acquire_owned() {
         return Some(permit);
     }
@@ -60,36 +61,50 @@ async fn enter(room: &Arc<Semaphore>, idle: &Idle) -> Option<OwnedSemaphorePermi
     tokio::select! {
         biased;
         permit = place.as_mut() => return permit.ok(),
-        () = idle.evict() => {}
+        () = connections.evict() => {}
     }
     place.await.ok()
+}
+
+/// Lets those go that take too long for a head, looking several times in that time.
+///
+/// Hyper's own timer is set anew for each request, and costs one as much as the verdict on its message.
+async fn expire(inner: Arc<Inner>, connections: Arc<Connections>) {
+    let head = inner.limits.head;
+    let mut ticks = interval((head / 8).clamp(Duration::from_millis(1), Duration::from_secs(5)));
+    loop {
+        tokio::select! {
+            biased;
+            () = inner.closing.cancelled() => return,
+            _ = ticks.tick() => connections.expire(head),
+        }
+    }
 }
 
 async fn converse(
     inner: Arc<Inner>,
     stream: TcpStream,
     connection: Arc<Connection>,
-    idle: Arc<Idle>,
+    all: Arc<Connections>,
     permit: Option<OwnedSemaphorePermit>,
 ) {
     // Without it the kernel waits for more before it sends a small answer.
     let _ = stream.set_nodelay(true);
     let service = {
-        let (inner, connection, idle) = (Arc::clone(&inner), Arc::clone(&connection), Arc::clone(&idle));
+        let (inner, connection, all) = (Arc::clone(&inner), Arc::clone(&connection), Arc::clone(&all));
         service_fn(move |request: http::Request<Incoming>| {
-            let (inner, connection, idle) = (Arc::clone(&inner), Arc::clone(&connection), Arc::clone(&idle));
+            let (inner, connection, all) = (Arc::clone(&inner), Arc::clone(&connection), Arc::clone(&all));
             async move {
-                idle.leave(&connection);
+                Connections::work(&connection);
                 let handle = inner.base.name(request.uri().path()).parse().ok();
                 let answer = inner.requests.serve(handle, request).await;
-                idle.rest(&connection);
+                all.rest(&connection);
                 Ok::<_, Infallible>(answer)
             }
         })
     };
-    let Limits { head, .. } = inner.limits;
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(head).max_buf_size(HEAD);
+    http.max_buf_size(HEAD);
     let mut conversation = pin!(http.serve_connection(TokioIo::new(stream), service));
     tokio::select! {
         biased;
@@ -100,6 +115,6 @@ async fn converse(
         // A sender that goes away is no matter.
         _ = conversation.as_mut() => {}
     }
-    idle.leave(&connection);
+    all.close(&connection);
     drop(permit);
 }

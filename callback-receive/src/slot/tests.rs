@@ -160,7 +160,7 @@ fn no_more_than_sixteen_wait_for_one_message() {
     shuttle::check_random(
         || {
             let scene = Scene::new();
-            let _waiting: Vec<_> = (0..JOINED).map(|_| scene.offer("a")).collect();
+            let _waiting: Vec<_> = (0..16).map(|_| scene.offer("a")).collect();
             assert!(matches!(scene.offer("a"), Offered::Verdict(Verdict::RetryLater(None))));
         },
         1,

@@ -4,7 +4,7 @@ use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use callback_core::{Message, MessageId, Payload};
 use callback_receive::Incoming;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use sha2::{Digest as _, Sha256};
 use std::{borrow::Cow, time::SystemTime};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -22,31 +22,35 @@ pub(super) struct Malformed(Cow<'static, str>);
 /// The delivery's id is `webhook-id`; without one, a digest of CloudEvents' source and id; without those, a new one. What a
 /// message cannot carry (credentials, and what HTTP itself sets) is left out.
 pub(super) fn incoming(headers: &HeaderMap, body: Bytes) -> Result<Incoming, Malformed> {
-    let content_type = one(headers, "content-type")?.unwrap_or("application/octet-stream");
-    let payload = Payload::new(content_type, body);
-    let mut builder = match attribute(headers, "ce-specversion")? {
-        None => Message::builder(PLAIN).id(match one(headers, "webhook-id")? {
+    let known = Known::of(headers)?;
+    let mut builder = match known.attribute(SPEC_VERSION)? {
+        None => Message::builder(PLAIN).id(match known.text(WEBHOOK_ID)? {
             Some(id) => delivery_id(id)?,
             None => MessageId::new(),
         }),
         Some(version) if version == "1.0" => {
-            let id = required(headers, "ce-id")?;
-            let source = required(headers, "ce-source")?;
-            let delivery = match one(headers, "webhook-id")? {
+            let id = known.required(ID)?;
+            let source = known.required(SOURCE)?;
+            let delivery = match known.text(WEBHOOK_ID)? {
                 Some(id) => delivery_id(id)?,
                 // CloudEvents 1.0.2 §3.1: source and id together name an event.
                 None => digest(&format!("{source}\n{id}"))?,
             };
-            let event = id.parse().or_else(|_| digest(&id))?;
-            let mut builder =
-                Message::builder(required(headers, "ce-type")?).id(delivery).event_id(event).source(source);
-            if let Some(time) = attribute(headers, "ce-time")? {
+            let mut builder = Message::builder(known.required(TYPE)?);
+            if source != "/" {
+                builder = builder.source(source);
+            }
+            if id != delivery.as_str() {
+                builder = builder.event_id(id.parse().or_else(|_| digest(&id))?);
+            }
+            builder = builder.id(delivery);
+            if let Some(time) = known.attribute(TIME)? {
                 builder = builder.time(parse_time(&time)?);
             }
-            if let Some(subject) = attribute(headers, "ce-subject")? {
+            if let Some(subject) = known.attribute(SUBJECT)? {
                 builder = builder.subject(subject);
             }
-            if let Some(correlation) = attribute(headers, "ce-correlationid")? {
+            if let Some(correlation) = known.attribute(CORRELATION_ID)? {
                 builder = builder.correlation_id(correlation);
             }
             builder
@@ -62,13 +66,94 @@ pub(super) fn incoming(headers: &HeaderMap, body: Bytes) -> Result<Incoming, Mal
             builder = builder.header(name.as_str(), value);
         }
     }
-    let message = builder.payload(payload).build().map_err(|error| Malformed(error.to_string().into()))?;
-    let incoming = Incoming::new(message);
-    let (timestamp, signature) = (one(headers, "webhook-timestamp")?, one(headers, "webhook-signature")?);
-    Ok(match (timestamp, signature) {
+    let payload = match known.text(CONTENT_TYPE)? {
+        None => Payload::from(body),
+        Some(content_type) => Payload::new(content_type, body),
+    };
+    let message = builder.payload(payload).build();
+    let incoming = Incoming::new(message.map_err(|error| Malformed(error.to_string().into()))?);
+    Ok(match (known.text(WEBHOOK_TIMESTAMP)?, known.text(WEBHOOK_SIGNATURE)?) {
         (None, None) => incoming,
         (timestamp, signature) => incoming.signed(timestamp.unwrap_or_default(), signature.unwrap_or_default()),
     })
+}
+
+/// The headers that a message is made of; found in one pass, since looking a name up in a map costs as much as reading it.
+#[derive(Default)]
+struct Known<'a>([Option<&'a HeaderValue>; NAMES]);
+
+/// A header by its place and its name.
+struct Name(usize, &'static str);
+
+const NAMES: usize = 11;
+const CORRELATION_ID: Name = Name(0, "ce-correlationid");
+const ID: Name = Name(1, "ce-id");
+const SOURCE: Name = Name(2, "ce-source");
+const SPEC_VERSION: Name = Name(3, "ce-specversion");
+const SUBJECT: Name = Name(4, "ce-subject");
+const TIME: Name = Name(5, "ce-time");
+const TYPE: Name = Name(6, "ce-type");
+const CONTENT_TYPE: Name = Name(7, "content-type");
+const WEBHOOK_ID: Name = Name(8, "webhook-id");
+const WEBHOOK_SIGNATURE: Name = Name(9, "webhook-signature");
+const WEBHOOK_TIMESTAMP: Name = Name(10, "webhook-timestamp");
+
+impl Name {
+    fn of(text: &str) -> Option<Self> {
+        Some(match text {
+            "ce-correlationid" => CORRELATION_ID,
+            "ce-id" => ID,
+            "ce-source" => SOURCE,
+            "ce-specversion" => SPEC_VERSION,
+            "ce-subject" => SUBJECT,
+            "ce-time" => TIME,
+            "ce-type" => TYPE,
+            "content-type" => CONTENT_TYPE,
+            "webhook-id" => WEBHOOK_ID,
+            "webhook-signature" => WEBHOOK_SIGNATURE,
+            "webhook-timestamp" => WEBHOOK_TIMESTAMP,
+            _ => return None,
+        })
+    }
+}
+
+impl<'a> Known<'a> {
+    /// Each is there once at most.
+    fn of(headers: &'a HeaderMap) -> Result<Self, Malformed> {
+        let mut known = Self::default();
+        for (name, value) in headers {
+            if let Some(Name(place, name)) = Name::of(name.as_str())
+                && known.0[place].replace(value).is_some()
+            {
+                return Err(Malformed(format!("{name} is there twice").into()));
+            }
+        }
+        Ok(known)
+    }
+
+    /// The value as it is.
+    fn text(&self, Name(place, name): Name) -> Result<Option<&'a str>, Malformed> {
+        let Some(value) = self.0[place] else { return Ok(None) };
+        match value.to_str() {
+            Ok(value) => Ok(Some(value)),
+            Err(_) => Err(Malformed(format!("{name} must be visible ASCII").into())),
+        }
+    }
+
+    /// The value of an attribute, decoded (HTTP Protocol Binding 1.0.2 §3.1.3.2).
+    fn attribute(&self, name: Name) -> Result<Option<Cow<'a, str>>, Malformed> {
+        let text = name.1;
+        let Some(value) = self.text(name)? else { return Ok(None) };
+        match decode(value) {
+            Some(value) => Ok(Some(value)),
+            None => Err(Malformed(format!("{text} is not percent-encoded UTF-8").into())),
+        }
+    }
+
+    fn required(&self, name: Name) -> Result<Cow<'a, str>, Malformed> {
+        let text = name.1;
+        self.attribute(name)?.ok_or_else(|| Malformed(format!("{text} is missing").into()))
+    }
 }
 
 /// What a message has elsewhere, what it cannot carry, and what is of the connection and not of the message.
@@ -102,32 +187,6 @@ const LEFT_OUT: [&str; 24] = [
 fn is_kept(name: &str) -> bool {
     let is_attribute = name.starts_with("ce-") || name.starts_with("ce_") || name.starts_with("webhook-");
     !is_attribute && name.len() <= 255 && LEFT_OUT.binary_search(&name).is_err()
-}
-
-/// The value of a header that is there once at most.
-fn one<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Option<&'a str>, Malformed> {
-    let mut values = headers.get_all(name).iter();
-    let Some(value) = values.next() else { return Ok(None) };
-    if values.next().is_some() {
-        return Err(Malformed(format!("{name} is there twice").into()));
-    }
-    match value.to_str() {
-        Ok(value) => Ok(Some(value)),
-        Err(_) => Err(Malformed(format!("{name} must be visible ASCII").into())),
-    }
-}
-
-/// The value of an attribute, decoded (HTTP Protocol Binding 1.0.2 §3.1.3.2).
-fn attribute<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Option<Cow<'a, str>>, Malformed> {
-    let Some(value) = one(headers, name)? else { return Ok(None) };
-    match decode(value) {
-        Some(value) => Ok(Some(value)),
-        None => Err(Malformed(format!("{name} is not percent-encoded UTF-8").into())),
-    }
-}
-
-fn required<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Cow<'a, str>, Malformed> {
-    attribute(headers, name)?.ok_or_else(|| Malformed(format!("{name} is missing").into()))
 }
 
 /// Takes quotes and percent-encoding off; most values have neither.
@@ -171,7 +230,7 @@ fn parse_time(text: &str) -> Result<SystemTime, Malformed> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::{HeaderName, HeaderValue};
+    use http::HeaderName;
     use proptest::prelude::*;
 
     fn headers(lines: &[(&str, &str)]) -> HeaderMap {
