@@ -1,10 +1,12 @@
-//! The suite `receive`: callbacks taken in over HTTP and handed over, beside a bare hyper handler; what a handle costs.
+//! The suite `receive`: callbacks taken in over HTTP and handed over, beside handlers of axum and hyper that only read the
+//! body; what a handle costs.
 
 use crate::{
     Setting,
     report::{Bar, Report, median},
     system,
 };
+use axum::{Router, extract::Path, routing::post, serve::ListenerExt};
 use bytes::Bytes;
 use callback_core::BoxError;
 use callback_http::HttpReceiver;
@@ -37,24 +39,35 @@ const SENDERS: usize = 64;
 const WARM_UP: usize = 2_000;
 
 /// Who takes callbacks in.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 enum Contender {
-    Bare,
+    /// A route of axum with a parameter.
+    Axum,
+    /// A service of hyper.
+    Hyper,
+    /// Ours, of a handle that dies with its `Callback`.
     Spawned,
+    /// Ours, of one that has an inbox.
     Named,
 }
 
+/// Who is measured beside whom.
+const PAIRS: [(&str, Contender, Contender, Bar); 3] = [
+    ("spawned_beside_axum", Contender::Axum, Contender::Spawned, Bar::AtLeast(0.80)),
+    ("spawned_beside_hyper", Contender::Hyper, Contender::Spawned, Bar::None),
+    ("named_beside_axum", Contender::Axum, Contender::Named, Bar::None),
+];
+
 /// Measures the suite.
 pub(crate) fn run(setting: &Setting, report: &mut Report) -> Result<(), BoxError> {
-    for (contender, name, bar) in
-        [(Contender::Spawned, "spawned", Bar::AtLeast(0.80)), (Contender::Named, "named", Bar::None)]
-    {
+    for (name, bare, own, bar) in PAIRS {
         let (mut ratios, mut rates) = (Vec::new(), Vec::new());
-        let messages = (round(setting, Contender::Bare, 2 * WARM_UP)? * setting.seconds) as usize + 1;
-        let own = (round(setting, contender, 2 * WARM_UP)? * setting.seconds) as usize + 1;
+        let count =
+            |contender| round(setting, contender, 2 * WARM_UP).map(|rate| (rate * setting.seconds) as usize + 1);
+        let (bares, owns) = (count(bare)?, count(own)?);
         for number in 1..=setting.rounds {
-            let bare = round(setting, Contender::Bare, messages)?;
-            let rate = round(setting, contender, own)?;
+            let bare = round(setting, bare, bares)?;
+            let rate = round(setting, own, owns)?;
             report.progress(format_args!("{name} round {number}: bare {bare:.0}/s, own {rate:.0}/s"));
             ratios.push(rate / bare);
             rates.push(rate);
@@ -76,7 +89,8 @@ fn round(setting: &Setting, contender: Contender, messages: usize) -> Result<f64
         runtime.block_on(async {
             let serve = async {
                 match contender {
-                    Contender::Bare => bare(&started).await,
+                    Contender::Axum => axum(&started).await,
+                    Contender::Hyper => hyper(&started).await,
                     Contender::Spawned => {
                         let receiver = Receiver::builder().open(listener().await?).await?;
                         let callback = receiver.spawn();
@@ -122,8 +136,20 @@ async fn take(mut callback: Callback, started: &std::sync::mpsc::Sender<String>)
     Ok(())
 }
 
+/// Axum, which finds the route, reads each body and answers 200.
+async fn axum(started: &std::sync::mpsc::Sender<String>) -> Result<(), BoxError> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    started.send(format!("http://{}/callback/0123456789abcdef", listener.local_addr()?))?;
+    let take = |Path(_handle): Path<String>, _body: Bytes| async {};
+    let listener = listener.tap_io(|stream| {
+        // Slower without it, and no less right.
+        let _ = stream.set_nodelay(true);
+    });
+    Ok(axum::serve(listener, Router::new().route("/callback/{handle}", post(take))).await?)
+}
+
 /// Hyper, which reads each body and answers 200.
-async fn bare(started: &std::sync::mpsc::Sender<String>) -> Result<(), BoxError> {
+async fn hyper(started: &std::sync::mpsc::Sender<String>) -> Result<(), BoxError> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     started.send(format!("http://{}/callback", listener.local_addr()?))?;
     loop {

@@ -5,6 +5,7 @@ use callback_core::MessageId;
 use sha2::{Digest as _, Sha256};
 use std::{
     collections::{HashSet, VecDeque},
+    hash::{BuildHasher, Hash, Hasher, RandomState},
     time::Duration,
 };
 use tokio::time::Instant;
@@ -14,7 +15,7 @@ use tokio::time::Instant;
 /// About 64 bytes an id.
 #[derive(Debug)]
 pub(crate) struct Memory {
-    known: HashSet<Key>,
+    known: HashSet<Key, Keyed>,
     /// Oldest first.
     order: VecDeque<(Instant, Key)>,
     keep: Duration,
@@ -23,12 +24,22 @@ pub(crate) struct Memory {
 }
 
 /// A digest of handle and id: what is kept does not grow with what a sender calls his message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Key([u8; 16]);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Key([u64; 2]);
+
+/// Digests are spread already; what a sender could make of one bucket is kept from him by a number of the map's own.
+#[derive(Clone, Debug)]
+struct Keyed([u64; 2]);
+
+#[derive(Debug)]
+struct Folded {
+    key: [u64; 2],
+    hash: u64,
+}
 
 impl Memory {
     pub(crate) fn new(keep: Duration, most: usize) -> Self {
-        Self { known: HashSet::new(), order: VecDeque::new(), keep, most, evicted: 0 }
+        Self { known: HashSet::with_hasher(Keyed::random()), order: VecDeque::new(), keep, most, evicted: 0 }
     }
 
     pub(crate) fn remember(&mut self, key: Key, now: Instant) {
@@ -69,9 +80,45 @@ impl Memory {
 impl Key {
     pub(crate) fn of(handle: &HandleId, id: &MessageId) -> Self {
         let digest = Sha256::new().chain_update(handle.as_bytes()).chain_update(id.as_str()).finalize();
-        let mut key = [0; 16];
-        key.copy_from_slice(&digest[..16]);
-        Self(key)
+        let half = |from: usize| u64::from_le_bytes(std::array::from_fn(|place| digest[from + place]));
+        Self([half(0), half(8)])
+    }
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.0[0]);
+        state.write_u64(self.0[1]);
+    }
+}
+
+impl Keyed {
+    fn random() -> Self {
+        let random = RandomState::new();
+        Self([random.hash_one(0), random.hash_one(1) | 1])
+    }
+}
+
+impl BuildHasher for Keyed {
+    type Hasher = Folded;
+
+    fn build_hasher(&self) -> Folded {
+        Folded { key: self.0, hash: self.0[0] }
+    }
+}
+
+impl Hasher for Folded {
+    fn write_u64(&mut self, half: u64) {
+        let product = u128::from(self.hash ^ half) * u128::from(self.key[1]);
+        self.hash = (product >> 64) as u64 ^ product as u64;
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn finish(&self) -> u64 {
+        self.hash
     }
 }
 

@@ -156,37 +156,38 @@ impl<'a> Known<'a> {
     }
 }
 
-/// What a message has elsewhere, what it cannot carry, and what is of the connection and not of the message.
-const LEFT_OUT: [&str; 24] = [
-    "accept",
-    "accept-charset",
-    "accept-encoding",
-    "accept-language",
-    "authorization",
-    "callback-attempt",
-    "connection",
-    "content-encoding",
-    "content-length",
-    "content-type",
-    "cookie",
-    "date",
-    "expect",
-    "host",
-    "keep-alive",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "traceparent",
-    "tracestate",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "user-agent",
-];
-
+/// Whether the message has it as a header of its own: what it has elsewhere, what it cannot carry, and what is of the
+/// connection is left out.
 fn is_kept(name: &str) -> bool {
     let is_attribute = name.starts_with("ce-") || name.starts_with("ce_") || name.starts_with("webhook-");
-    !is_attribute && name.len() <= 255 && LEFT_OUT.binary_search(&name).is_err()
+    let is_left_out = matches!(
+        name,
+        "accept"
+            | "accept-charset"
+            | "accept-encoding"
+            | "accept-language"
+            | "authorization"
+            | "callback-attempt"
+            | "connection"
+            | "content-encoding"
+            | "content-length"
+            | "content-type"
+            | "cookie"
+            | "date"
+            | "expect"
+            | "host"
+            | "keep-alive"
+            | "proxy-authorization"
+            | "proxy-connection"
+            | "te"
+            | "traceparent"
+            | "tracestate"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+            | "user-agent"
+    );
+    !is_attribute && !is_left_out && name.len() <= 255
 }
 
 /// Takes quotes and percent-encoding off; most values have neither.
@@ -297,9 +298,8 @@ mod tests {
 
     #[test]
     fn every_header_that_no_message_may_have_is_left_out() {
-        assert!(LEFT_OUT.is_sorted());
-        for name in LEFT_OUT {
-            assert!(debug(&[(name, "1")]).is_ok(), "{name}");
+        for name in ["authorization", "callback-attempt", "cookie", "host", "traceparent", "user-agent"] {
+            assert!(!is_kept(name) && debug(&[(name, "1")]).is_ok(), "{name}");
         }
         assert!(is_kept("x-github-event") && is_kept("stripe-signature") && !is_kept("ce-type"));
     }
