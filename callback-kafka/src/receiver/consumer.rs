@@ -203,6 +203,17 @@ fn ends(consumer: &BaseConsumer<Context>, topic: &str, within: Duration) -> Kafk
     if ends.is_empty() { Err(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopic)) } else { Ok(ends) }
 }
 
+/// Whether it speaks of the coordinator of a group, whom librdkafka looks for though nothing is asked of him.
+const fn is_of_the_group(code: RDKafkaErrorCode) -> bool {
+    matches!(
+        code,
+        RDKafkaErrorCode::GroupAuthorizationFailed
+            | RDKafkaErrorCode::CoordinatorNotAvailable
+            | RDKafkaErrorCode::CoordinatorLoadInProgress
+            | RDKafkaErrorCode::NotCoordinator
+    )
+}
+
 /// Takes what librdkafka says. The same error is logged once, until it has passed.
 #[derive(Default)]
 struct Context(Mutex<Vec<RDKafkaErrorCode>>);
@@ -212,11 +223,11 @@ impl Context {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// The error that says most of what is wrong.
+    /// The error of the connections that says most of what is wrong.
     fn trouble(&self) -> Option<RDKafkaErrorCode> {
         let codes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let order = |code: &&RDKafkaErrorCode| Trouble::of(**code).map_or(u8::MAX, |trouble| trouble as u8);
-        codes.iter().min_by_key(order).copied()
+        let troubles = codes.iter().filter_map(|code| Some((Trouble::of(*code)? as u8, *code)));
+        troubles.min_by_key(|(order, _)| *order).map(|(_, code)| code)
     }
 }
 
@@ -228,7 +239,7 @@ impl ClientContext for Context {
     fn stats_raw(&self, _: &[u8]) {}
 
     fn error(&self, error: KafkaError, reason: &str) {
-        let Some(code) = error.rdkafka_error_code() else { return };
+        let Some(code) = error.rdkafka_error_code().filter(|code| !is_of_the_group(*code)) else { return };
         let mut codes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !codes.contains(&code) {
             codes.push(code);
