@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 /// How long a record waits that nobody says a time for: it doubles from the first to the last.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
-const LAST_WAIT: Duration = Duration::from_secs(60);
+const LAST_WAIT: Duration = Duration::from_secs(10);
 
 /// What any record waits, so that one that is wanted at once, again and again, leaves time for others.
 const LEAST_WAIT: Duration = Duration::from_millis(10);
@@ -97,6 +97,9 @@ pub(super) struct Arrived {
     pub(super) content: Result<Offer, Unread>,
 }
 
+/// Partition and offset.
+type Place = (i32, i64);
+
 /// A record that is offered.
 #[derive(Debug)]
 struct Record {
@@ -121,8 +124,9 @@ pub(super) struct Listening<T> {
     under_way: FuturesUnordered<BoxFuture<'static, Done>>,
     /// What is offered or waits, and its bytes.
     held: (usize, usize),
-    waiting: BTreeMap<(Instant, u64), Record>,
-    waits: u64,
+    waiting: BTreeMap<(Instant, Place), Record>,
+    /// Those among them that nobody said a time for.
+    untimed: HashMap<HandleId, BTreeMap<Place, Instant>>,
     kept: Kept<Record>,
     stored: HashMap<i32, i64>,
     is_storing: bool,
@@ -140,7 +144,7 @@ impl<T: Take> Listening<T> {
             under_way: FuturesUnordered::new(),
             held: (0, 0),
             waiting: BTreeMap::new(),
-            waits: 0,
+            untimed: HashMap::new(),
             kept: Kept::new(bounds.keep, bounds.keep_bytes),
             stored: starts.iter().map(|(partition, next)| (*partition, next - 1)).collect(),
             is_storing: false,
@@ -219,14 +223,14 @@ impl<T: Take> Listening<T> {
         let mut verdict = self.intake.offer(record.offer.handle, record.offer.incoming.clone(), position);
         // Begun here, so that the records of a key come in their order.
         match (&mut verdict).now_or_never() {
-            Some(verdict) => self.judged(record, verdict),
+            Some(verdict) => self.judged(record, &verdict),
             None => self.under_way.push(verdict.map(|verdict| Done::Judged(record, verdict)).boxed()),
         }
     }
 
     fn done(&mut self, done: Done) {
         match done {
-            Done::Judged(record, verdict) => self.judged(record, verdict),
+            Done::Judged(record, verdict) => self.judged(record, &verdict),
             Done::Stored(positions, is_stored) => {
                 self.is_storing = false;
                 if is_stored {
@@ -236,7 +240,7 @@ impl<T: Take> Listening<T> {
         }
     }
 
-    fn judged(&mut self, mut record: Record, verdict: Verdict) {
+    fn judged(&mut self, record: Record, verdict: &Verdict) {
         let reason = match verdict {
             Verdict::Accepted | Verdict::Duplicate => None,
             Verdict::Ended => Some("ended"),
@@ -245,28 +249,55 @@ impl<T: Take> Listening<T> {
             Verdict::Unverified => Some("unverified"),
             Verdict::Unknown if self.has_inbox => return self.keep(record),
             Verdict::Unknown => Some("unknown"),
-            other => {
-                let wait = if let Verdict::RetryLater(Some(wait)) = other { wait } else { wait(record.tries) };
-                let wait = wait.max(LEAST_WAIT);
-                record.tries = record.tries.saturating_add(1);
-                self.waits += 1;
-                let now = Instant::now();
-                self.waiting.insert((now.checked_add(wait).unwrap_or(now + LAST_WAIT), self.waits), record);
-                return;
-            }
+            Verdict::RetryLater(wait) => return self.wait(record, *wait),
+            _ => return self.wait(record, None),
         };
         self.leave(&record);
+        let Record { partition, offset, offer, .. } = record;
         if let Some(reason) = reason {
-            let Record { partition, offset, .. } = record;
             tracing::debug!(topic = self.log.topic(), partition, offset, reason, "a record is passed");
         }
-        self.pass(record.partition, record.offset, reason);
+        self.pass(partition, offset, reason);
+        self.hurry(&offer.handle);
+    }
+
+    /// Offers a record again after this time, or after one that grows.
+    fn wait(&mut self, mut record: Record, asked: Option<Duration>) {
+        let (now, place) = (Instant::now(), (record.partition, record.offset));
+        let wait = asked.unwrap_or_else(|| wait(record.tries)).max(LEAST_WAIT);
+        let due = now.checked_add(wait).unwrap_or(now + LAST_WAIT);
+        record.tries = record.tries.saturating_add(1);
+        if asked.is_none() {
+            self.untimed.entry(record.offer.handle).or_default().insert(place, due);
+        }
+        self.waiting.insert((due, place), record);
+    }
+
+    /// The handle is done with a record: if another waits because there was no room, its time has come.
+    fn hurry(&mut self, handle: &HandleId) {
+        let Some((place, due)) = self.untimed.get(handle).and_then(|places| places.first_key_value()) else { return };
+        let (place, due) = (*place, *due);
+        self.take_out(handle, place);
+        if let Some(record) = self.waiting.remove(&(due, place)) {
+            self.waiting.insert((Instant::now(), place), record);
+        }
+    }
+
+    /// It is offered, or timed.
+    fn take_out(&mut self, handle: &HandleId, place: Place) {
+        if let Some(places) = self.untimed.get_mut(handle) {
+            places.remove(&place);
+            if places.is_empty() {
+                self.untimed.remove(handle);
+            }
+        }
     }
 
     fn offer_due(&mut self) {
         let now = Instant::now();
         while let Some(first) = self.waiting.first_entry().filter(|first| first.key().0 <= now) {
-            let record = first.remove();
+            let ((_, place), record) = first.remove_entry();
+            self.take_out(&record.offer.handle, place);
             self.offer(record);
         }
     }

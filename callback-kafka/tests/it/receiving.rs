@@ -6,7 +6,8 @@ use callback_kafka::{KafkaReceiver, KafkaReceiverError};
 use callback_receive::{Callback, Delivery, Receiver, ReceiverBuilder, SqliteInbox};
 use futures_util::future::{join_all, poll_immediate};
 use rdkafka::{
-    admin::NewPartitions,
+    Offset, TopicPartitionList,
+    admin::{NewPartitions, NewTopic, TopicReplication},
     message::{Header, OwnedHeaders},
     producer::{BaseProducer, BaseRecord, FutureProducer, FutureRecord, Producer},
 };
@@ -329,6 +330,74 @@ async fn a_topic_that_grows_is_read_whole() {
     takes(&mut receiver.expect("results").await.expect("a name"), "in the fourth").await;
     close(receiver).await;
     assert_eq!(disk.positions().await, [0, -1, 0, 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_records_are_gone_reading_goes_on_behind_them() {
+    let Some(broker) = Broker::shared() else { return };
+    let (topic, disk) = (broker.topic(1, &[]).await, Disk::new());
+    let receiver = open(&broker, &topic, disk.builder().await).await;
+    let mut handle = receiver.expect("results").await.expect("a name");
+    let to = handle.dsn();
+    send(&broker, &to, &message("first")).await;
+    takes(&mut handle, "first").await;
+    drop(handle);
+    close(receiver).await;
+    for body in ["gone", "left"] {
+        send(&broker, &to, &message(body)).await;
+    }
+    let (admin, mut before) = (broker.admin(), TopicPartitionList::new());
+    before.add_partition_offset(&topic, 0, Offset::Offset(2)).expect("a place");
+    admin.delete_records(&before, &admin_options()).await.expect("deleted");
+    block_in_place(|| drop(admin));
+    let receiver = open(&broker, &topic, disk.builder().await).await;
+    takes(&mut receiver.expect("results").await.expect("a name"), "left").await;
+    until(async || disk.positions().await == [2]).await;
+    close(receiver).await;
+}
+
+/// Deletes a topic, and makes it again.
+async fn make_again(broker: &Broker, topic: &str) {
+    let admin = broker.admin();
+    let deleted = admin.delete_topics(&[topic], &admin_options()).await.expect("an answer");
+    assert_eq!(deleted, [Ok(topic.to_owned())]);
+    // A name is free once all of the broker knows it.
+    until(async || {
+        let again = NewTopic::new(topic, 1, TopicReplication::Fixed(1));
+        admin.create_topics([&again], &admin_options()).await.expect("an answer") == [Ok(topic.to_owned())]
+    })
+    .await;
+    block_in_place(|| drop(admin));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_is_made_again_is_read_from_its_beginning() {
+    let Some(broker) = Broker::shared() else { return };
+    let (topic, disk) = (broker.topic(1, &[]).await, Disk::new());
+    let kafka = KafkaReceiver::builder().discover_every(Duration::from_millis(100));
+    let kafka = kafka.open(broker.plain(), &topic).await.expect("it is there");
+    let receiver = disk.builder().await.open(kafka).await.expect("it opens");
+    let mut handle = receiver.expect("results").await.expect("a name");
+    let to = handle.dsn();
+    let sends = async |body: &str| {
+        // A producer takes some time to know the topic again.
+        let (sink, message) = (broker.sink(), message(body));
+        until(async || sink.deliver(&to, &message, &attempt(1, &message)).await.is_ok()).await;
+    };
+    for body in ["first", "second", "third"] {
+        sends(body).await;
+        takes(&mut handle, body).await;
+    }
+    make_again(&broker, &topic).await;
+    sends("while it is read").await;
+    takes(&mut handle, "while it is read").await;
+    drop(handle);
+    close(receiver).await;
+    make_again(&broker, &topic).await;
+    sends("while nobody reads it").await;
+    let receiver = open(&broker, &topic, disk.builder().await).await;
+    takes(&mut receiver.expect("results").await.expect("a name"), "while nobody reads it").await;
+    close(receiver).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

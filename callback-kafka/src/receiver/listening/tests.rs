@@ -244,9 +244,33 @@ async fn what_is_wanted_later_is_offered_again_after_the_wait() {
     };
     assert_eq!(times(0), [0]);
     assert_eq!(times(1), [0, 40]);
-    assert_eq!(times(2), [0, 1, 3, 7, 15, 31, 63, 123, 183]);
+    assert_eq!(times(2), [0, 1, 3, 7, 15, 25, 35, 45, 55]);
     running.close().await;
     assert_eq!(intake.passed().last(), Some(&2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_finds_no_room_is_offered_when_its_handle_has_some() {
+    // All are for one handle, which has room from the third offer on; the second wants a wait.
+    let intake = Scripted::new(|_, number| match number {
+        1 => Some(Verdict::RetryLater(None)),
+        2 => Some(Verdict::RetryLater(Some(Duration::from_secs(5)))),
+        3 => Some(Verdict::RetryLater(None)),
+        _ => Some(Verdict::Accepted),
+    });
+    let running = Running::start(&intake, BOUNDS);
+    let to_one = |offset| Arrived { offset, ..record(7) };
+    for offset in 0..4 {
+        running.arrivals.send(to_one(offset)).await.expect("it listens");
+    }
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let positions = intake.seen(|seen| seen.offers.iter().map(|(_, _, at)| *at).collect::<Vec<_>>());
+    // The last one's acceptance brings the first, and that one's the third.
+    assert_eq!(positions, [Some(0), Some(-1), Some(-1), Some(-1), Some(0), Some(0)]);
+    seconds(6).await;
+    assert_eq!(intake.seen(|seen| seen.offers.last().copied()), Some((7, 5, Some(3))));
+    running.close().await;
+    assert_eq!(intake.passed().last(), Some(&3));
 }
 
 #[tokio::test(start_paused = true)]
