@@ -1,6 +1,6 @@
 """Sends callbacks to our receiver by the clients of others: confluent-kafka, cloudevents and standardwebhooks.
 
-    scripts/kafka run python scripts/foreign/kafka_receiver.py PATH_OF_EXAMPLE_RECEIVE_KAFKA
+    scripts/kafka run python scripts/foreign/kafka-receiver.py PATH_OF_EXAMPLE_RECEIVE_KAFKA
 
 Makes topics, writes records to them, and reads what the example prints. One receiver has no right but to read its topic.
 Prints a line a check; exits 1 if one fails.
@@ -191,5 +191,5 @@ def main(program):
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: kafka_receiver.py PATH_OF_RECEIVE_KAFKA")
+        sys.exit("usage: kafka-receiver.py PATH_OF_RECEIVE_KAFKA")
     sys.exit(main(sys.argv[1]))
