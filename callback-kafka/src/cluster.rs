@@ -38,24 +38,25 @@ struct Sasl {
     password: Secret,
 }
 
-/// What is set where the operator says nothing else.
-const DEFAULTS: [(&str, &str); 7] = [
+/// What is set for each client where the operator says nothing else.
+const DEFAULTS: [(&str, &str); 3] =
+    [("client.id", "callback"), ("reconnect.backoff.max.ms", "1000"), ("socket.keepalive.enable", "true")];
+
+/// What is set for producers.
+const OF_PRODUCERS: [(&str, &str); 4] = [
     // A batch is refused as a whole: what is larger than this travels alone, so that it is known to be the culprit.
     (BATCH_SIZE, "65536"),
-    ("client.id", "callback"),
     // The broker's own limit decides; a body that was accepted is smaller.
     ("message.max.bytes", "16777216"),
     // The same key goes to the same partition as from Java's producer.
     ("partitioner", "murmur2_random"),
-    ("reconnect.backoff.max.ms", "1000"),
-    ("socket.keepalive.enable", "true"),
     ("topic.metadata.propagation.max.ms", "2000"),
 ];
 
 const BATCH_SIZE: &str = "batch.size";
 
 /// What the sink relies on, and why nobody else sets it.
-const RESERVED: [(&str, &str); 17] = [
+pub(crate) const RESERVED: [(&str, &str); 17] = [
     ("acks", "is always `all`"),
     ("bootstrap.servers", "is given to `new`"),
     ("delivery.report.only.error", "is always off: a receipt needs the report"),
@@ -171,7 +172,7 @@ impl KafkaCluster {
     /// What a batch may have, in bytes; a larger message travels alone.
     pub(crate) fn batch_size(&self) -> usize {
         let own = self.settings.iter().rev().find(|(name, _)| name == BATCH_SIZE).map(|(_, value)| value.expose());
-        let size = own.or_else(|| DEFAULTS.iter().find(|(name, _)| *name == BATCH_SIZE).map(|(_, value)| *value));
+        let size = own.or_else(|| OF_PRODUCERS.iter().find(|(name, _)| *name == BATCH_SIZE).map(|(_, value)| *value));
         size.and_then(|size| size.trim().parse().ok()).unwrap_or_default()
     }
 
@@ -186,14 +187,9 @@ impl KafkaCluster {
 
     /// What a Dsn is compared with.
     pub(crate) fn registered(&self, name: Option<String>) -> Result<Registered, KafkaSinkError> {
-        let cluster =
-            name.as_ref().map_or_else(|| "the default cluster".to_owned(), |name| format!("the cluster `{name}`"));
+        let cluster = called(name.as_deref());
         let wrong = |reason: &str| KafkaSinkError::Cluster { cluster: cluster.clone(), reason: reason.to_owned() };
-        let invalid = |source| KafkaSinkError::Brokers { cluster: cluster.clone(), source };
-        let dsn: Dsn = format!("kafka://{}/topic", self.brokers).parse().map_err(invalid)?;
-        if dsn.hosts().is_empty() || dsn.username().is_some() || dsn.path() != "/topic" || dsn.query().is_some() {
-            return Err(wrong("needs `host:port` of its brokers, and nothing else"));
-        }
+        let dsn = self.checked(name.as_deref(), &RESERVED, &self.client_config())?;
         if self.topics.is_empty() {
             return Err(wrong("opens no topic: name them by `topic`; `*` opens all"));
         }
@@ -202,33 +198,61 @@ impl KafkaCluster {
             opened.ok_or_else(|| wrong(&format!("cannot open {pattern:?}: a topic has A-Z a-z 0-9 . _ - only")))
         });
         let topics = topics.collect::<Result<_, _>>()?;
-        if !self.tls && (self.roots.is_some() || self.identity.is_some()) {
-            return Err(wrong("has certificates, but no `ssl`"));
-        }
         if !(1..=10_000_000).contains(&self.in_flight) {
             return Err(wrong("may have 1 to 10,000,000 messages in flight"));
         }
         if !(Duration::from_secs(1)..=Duration::from_secs(300)).contains(&self.delivery_timeout) {
             return Err(wrong("needs a delivery timeout of 1 to 300 s"));
         }
+        Ok(Registered::new(name, self.security(), dsn.hosts(), topics))
+    }
+
+    /// The brokers as a Dsn has them; all that any client of the cluster needs is there.
+    pub(crate) fn checked(
+        &self,
+        name: Option<&str>,
+        reserved: &[(&str, &str)],
+        config: &ClientConfig,
+    ) -> Result<Dsn, KafkaSinkError> {
+        let cluster = called(name);
+        let wrong = |reason: &str| KafkaSinkError::Cluster { cluster: cluster.clone(), reason: reason.to_owned() };
+        let invalid = |source| KafkaSinkError::Brokers { cluster: cluster.clone(), source };
+        let dsn: Dsn = format!("kafka://{}/topic", self.brokers).parse().map_err(invalid)?;
+        if dsn.hosts().is_empty() || dsn.username().is_some() || dsn.path() != "/topic" || dsn.query().is_some() {
+            return Err(wrong("needs `host:port` of its brokers, and nothing else"));
+        }
+        if !self.tls && (self.roots.is_some() || self.identity.is_some()) {
+            return Err(wrong("has certificates, but no `ssl`"));
+        }
         for (name, _) in &self.settings {
-            if let Some((_, reason)) = RESERVED.iter().find(|(reserved, _)| reserved == name) {
+            if let Some((_, reason)) = reserved.iter().find(|(reserved, _)| reserved == name) {
                 let reason = (*reason).to_owned();
                 return Err(KafkaSinkError::Setting { cluster, name: name.clone(), reason });
             }
         }
         // Reads names and values, and starts nothing.
-        if let Err(error) = self.client_config().create_native_config() {
+        if let Err(error) = config.create_native_config() {
             let (name, reason) = setting_error(error);
             return Err(KafkaSinkError::Setting { cluster, name, reason: reason.to_owned() });
         }
-        Ok(Registered::new(name, self.security(), dsn.hosts(), topics))
+        Ok(dsn)
     }
 
     /// All properties of the producer, secrets included.
     pub(crate) fn client_config(&self) -> ClientConfig {
+        let mut config = self.connection(&OF_PRODUCERS);
+        config.set("acks", "all").set("enable.idempotence", "true");
+        config.set("delivery.timeout.ms", self.delivery_timeout.as_millis().to_string());
+        // librdkafka counts a record until the whole batch of reports has been read, which is later than its future.
+        config.set("queue.buffering.max.messages", (self.in_flight * 2 + 1).to_string());
+        config
+    }
+
+    /// What every client is set to, secrets included; the operator's settings come before these defaults.
+    pub(crate) fn connection(&self, defaults: &[(&str, &str)]) -> ClientConfig {
         let mut config = ClientConfig::new();
-        config.extend(DEFAULTS.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        let defaults = DEFAULTS.iter().chain(defaults);
+        config.extend(defaults.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         config.extend(self.settings.iter().map(|(name, value)| (name.clone(), value.expose().to_owned())));
         let hosts = format!("kafka://{}/topic", self.brokers).parse::<Dsn>();
         let hosts: Vec<String> =
@@ -245,10 +269,6 @@ impl KafkaCluster {
         if let Some((certificate, key)) = &self.identity {
             config.set("ssl.certificate.pem", certificate).set("ssl.key.pem", key.expose());
         }
-        config.set("acks", "all").set("enable.idempotence", "true");
-        config.set("delivery.timeout.ms", self.delivery_timeout.as_millis().to_string());
-        // librdkafka counts a record until the whole batch of reports has been read, which is later than its future.
-        config.set("queue.buffering.max.messages", (self.in_flight * 2 + 1).to_string());
         config
     }
 
@@ -259,6 +279,11 @@ impl KafkaCluster {
         let secrets = secrets.chain(self.identity.as_ref().map(|(_, key)| key.expose()));
         secrets.filter(|secret| !secret.is_empty()).fold(text, |text, secret| text.replace(secret, "***"))
     }
+}
+
+/// A cluster in an error.
+fn called(name: Option<&str>) -> String {
+    name.map_or_else(|| "the default cluster".to_owned(), |name| format!("the cluster `{name}`"))
 }
 
 /// The name of a setting and what is wrong with it; librdkafka's own text holds the value.

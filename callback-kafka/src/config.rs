@@ -38,8 +38,7 @@ impl KafkaSinkBuilder {
         for (name, cluster) in default.into_iter().chain(named) {
             if let Some(name) = &name {
                 if !Dsn::is_cluster_name(name) {
-                    let reason = "is no name of a cluster: 1 to 63 of a-z 0-9 _ -, and no number";
-                    return Err(KafkaSinkError::Name { name: name.clone(), reason });
+                    return Err(KafkaSinkError::no_name(name.clone()));
                 }
                 if registered.iter().any(|other| other.name() == Some(name)) {
                     return Err(KafkaSinkError::Name { name: name.clone(), reason: "is given to two clusters" });
@@ -106,6 +105,12 @@ pub enum KafkaSinkError {
         /// What is wrong with it.
         reason: String,
     },
+}
+
+impl KafkaSinkError {
+    pub(crate) const fn no_name(name: String) -> Self {
+        Self::Name { name, reason: "is no name of a cluster: 1 to 63 of a-z 0-9 _ -, and no number" }
+    }
 }
 
 #[cfg(test)]

@@ -1,14 +1,14 @@
-#![doc = include_str!("../README.md")]
-//!
-//! # Plan
-//!
-//! The feature `receiver` pulls in `callback-receive`; `receiver.rs` will hold `KafkaReceiver`, its listener, without a consumer group:
-//!
-//! - It assigns itself the partitions that it needs, from the high watermark read before the first Dsn is given out; with an inbox, offsets are stored in the inbox's own transaction.
-//! - Records whose key nobody expects are kept for `keep_unknown` (default 1 h, bounded by bytes); without an inbox they are counted and passed over.
+#![cfg_attr(feature = "receiver", doc = include_str!("../README.md"))]
+#![cfg_attr(
+    not(feature = "receiver"),
+    doc = "Delivers results to Kafka; feature `receiver` takes callbacks in from a topic."
+)]
 
 mod cluster;
 mod config;
+mod log;
+#[cfg(feature = "receiver")]
+mod receiver;
 mod sink;
 
 mod producer;
@@ -21,4 +21,6 @@ mod wire;
 
 pub use cluster::KafkaCluster;
 pub use config::{KafkaSinkBuilder, KafkaSinkError};
+#[cfg(feature = "receiver")]
+pub use receiver::{KafkaReceiver, KafkaReceiverBuilder, KafkaReceiverError};
 pub use sink::KafkaSink;

@@ -1,7 +1,7 @@
 //! The producer of one cluster: started by its first message, replaced after a fatal error, bounded.
 
 use crate::{
-    KafkaCluster,
+    KafkaCluster, log,
     outcome::{self, Trouble},
     target::Target,
     topics::{Asked, Receipted},
@@ -328,14 +328,7 @@ struct Context {
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        match level {
-            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
-                tracing::error!(target: "librdkafka", facility, message);
-            }
-            RDKafkaLogLevel::Warning => tracing::warn!(target: "librdkafka", facility, message),
-            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => tracing::info!(target: "librdkafka", facility, message),
-            RDKafkaLogLevel::Debug => tracing::debug!(target: "librdkafka", facility, message),
-        }
+        log::line(level, facility, message);
     }
 
     fn stats_raw(&self, _: &[u8]) {}

@@ -139,7 +139,7 @@ const fn is_of_a_topic(byte: u8) -> bool {
 }
 
 /// Kafka's own rule (`org.apache.kafka.common.internals.Topic`).
-fn check_topic(topic: &str) -> Result<(), DsnError> {
+pub(crate) fn check_topic(topic: &str) -> Result<(), DsnError> {
     if topic.is_empty() {
         return Err(DsnError::invalid("the topic is missing: the form is kafka://cluster/topic"));
     }

@@ -113,6 +113,8 @@ pub enum Write {
     Change { handle: HandleId, expires: Option<Micros>, own_key: bool },
     /// A message that came in.
     Store { handle: HandleId, message: Message, position: Option<Position>, now: Micros },
+    /// Logs were passed up to there, without a message to store.
+    Pass { positions: Vec<Position> },
     /// A message was accepted; a dead letter in hand may be, too.
     Accept { seq: i64, now: Micros },
     /// A message is to be handed over later.

@@ -1,7 +1,7 @@
 //! Where a transport offers what comes in.
 
 use crate::{
-    HandleId, InboxError, Incoming, Verdict,
+    HandleId, InboxError, Incoming, ReceiveError, Verdict,
     inbox::{Micros, Write, Written},
     memory::Key,
     named::{Judge, Named},
@@ -69,10 +69,22 @@ impl Intake {
         self.0.upgrade().map_or(0, |shared| shared.settings.body_limit)
     }
 
-    /// The offset behind which each log is to be read on: the last one that the inbox has stored.
+    /// The offset behind which each log is to be read on, as of the start: the last one that the inbox has stored.
     #[must_use]
     pub fn positions(&self) -> Vec<(String, i64)> {
         self.0.upgrade().map_or_else(Vec::new, |shared| shared.positions.clone())
+    }
+
+    /// Stores how far logs were passed, where no message is to be stored with it; a lower offset than the one known is not.
+    ///
+    /// # Errors
+    /// When there is no inbox, it fails, or the receiver is closed.
+    ///
+    /// # Cancellation
+    /// Dropped, the positions may be stored all the same.
+    pub async fn pass(&self, positions: Vec<(String, i64)>) -> Result<(), ReceiveError> {
+        let shared = self.0.upgrade().ok_or(ReceiveError::Closed)?;
+        shared.write_then(Write::Pass { positions }, drop).await
     }
 }
 

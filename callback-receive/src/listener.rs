@@ -38,6 +38,9 @@ use std::{fmt, time::Duration};
 /// it passes one when every record before it has a verdict that says so. So that a restart neither loses nor repeats, it
 /// gives each message its [`Incoming::position`], which the inbox stores in the very transaction that stores the message,
 /// and goes on after [`Intake::positions`]; what was read from a log and has no inbox begins at the high watermark again.
+/// A position covers every record up to it: an offer that overtakes another gives the position before that other one.
+/// Where a log [begins](Listener::begin) is stored before the receiver opens, and what is passed without a message to store
+/// is stored by [`Intake::pass`].
 ///
 /// # Liveness
 /// What a broker or a log kept may be days old: its messages are [`Incoming::stored`], and their age is not judged. A live
@@ -50,6 +53,15 @@ use std::{fmt, time::Duration};
 pub trait Listener: fmt::Debug + Send + Sync + 'static {
     /// The Dsn of a handle: what a sender is told. Does no I/O.
     fn dsn(&self, handle: &HandleId) -> Dsn;
+
+    /// Says after which position each log begins that the inbox does not know. Does no I/O.
+    ///
+    /// Called once, before [`listen`](Self::listen), if there is an inbox, with the positions that it has stored. What is given is
+    /// stored before the receiver opens, so that no handle's Dsn is older than the beginning of its log. Default: no log.
+    fn begin(&self, stored: &[(String, i64)]) -> Vec<(String, i64)> {
+        let _ = stored;
+        Vec::new()
+    }
 
     /// Takes messages in until it is closed. Called once.
     async fn listen(&self, intake: Intake);

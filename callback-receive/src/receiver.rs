@@ -251,6 +251,14 @@ impl ReceiverBuilder {
             None => Started { key: Minter::random_key(), expectations: Vec::new(), positions: Vec::new() },
         };
         let listener: Arc<dyn Listener> = Arc::new(listener);
+        let mut positions = started.positions;
+        if let Some(inbox) = &inbox {
+            let begins = listener.begin(&positions);
+            if !begins.is_empty() {
+                pass(inbox, begins.clone()).await?;
+                positions.extend(begins);
+            }
+        }
         let shared = Arc::new(Shared {
             listener: Arc::clone(&listener),
             inbox,
@@ -260,7 +268,7 @@ impl ReceiverBuilder {
             minter: Minter::new(&started.key),
             verifier,
             settings,
-            positions: started.positions,
+            positions,
             closing: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             in_hand: Arc::default(),
@@ -278,6 +286,17 @@ impl ReceiverBuilder {
         *lock(&shared.listening) = Some(task);
         Ok(Receiver(shared))
     }
+}
+
+/// Stores positions before there is a receiver.
+async fn pass(inbox: &Arc<dyn Store>, positions: Vec<(String, i64)>) -> Result<(), ReceiveError> {
+    let (sender, receiver) = oneshot::channel();
+    let done = move |written| {
+        // Whoever opens the receiver may have gone.
+        let _ = sender.send(written);
+    };
+    inbox.submit(Write::Pass { positions }, Box::new(done))?;
+    receiver.await.map_err(|_| ReceiveError::Closed)?.map(drop).map_err(ReceiveError::from)
 }
 
 /// Runs the listener; when it ends by itself, nobody waits for ever.

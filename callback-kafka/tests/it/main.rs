@@ -8,6 +8,10 @@ mod delivery;
 mod dispatch;
 mod faults;
 mod mock;
+#[cfg(feature = "receiver")]
+mod receiving;
 mod refusal;
+#[cfg(feature = "receiver")]
+mod round_trip;
 mod secrets;
 mod security;

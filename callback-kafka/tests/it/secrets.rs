@@ -29,6 +29,27 @@ impl MakeWriter<'_> for Log {
     }
 }
 
+/// The same by a receiver, which takes the message if it may.
+#[cfg(feature = "receiver")]
+async fn receives(cluster: callback_kafka::KafkaCluster, topic: &str, message: &Message, is_good: bool) {
+    use callback_kafka::KafkaReceiver;
+    use callback_receive::Receiver;
+
+    let kafka = KafkaReceiver::builder().open_within(std::time::Duration::from_secs(5));
+    let kafka = match kafka.open(cluster.clone(), topic).await {
+        Ok(kafka) => kafka,
+        Err(error) => return assert!(!is_good && !format!("{error} {error:?}").contains("planted"), "{error:?}"),
+    };
+    assert!(is_good && !format!("{kafka:?}").contains("secret"), "{kafka:?}");
+    let receiver = Receiver::builder().open(kafka).await.expect("it opens");
+    let mut handle = receiver.spawn();
+    let sink = sink(cluster);
+    sink.deliver(&handle.dsn(), message, &attempt(1, message)).await.expect("delivered");
+    sink.close().await.expect("closed");
+    handle.next().await.expect("open").accept().await.expect("direct");
+    receiver.close(crate::support::PATIENCE).await.expect("nothing is in hand");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_secret_is_logged() {
     let Some(broker) = Broker::shared() else { return };
@@ -49,7 +70,10 @@ async fn no_secret_is_logged() {
         (cluster(broker.listener("_SASL")).sasl_plain("alice", "planted-password"), false),
         (cluster(broker.listener("_SASL")).scram_sha_256("alice", "planted-password"), false),
     ] {
-        let sink = sink(cluster.setting("debug", "all").setting("ssl.key.password", "planted-phrase"));
+        let cluster = cluster.setting("debug", "all").setting("ssl.key.password", "planted-phrase");
+        #[cfg(feature = "receiver")]
+        receives(cluster.clone(), &topic, &message, is_good).await;
+        let sink = sink(cluster);
         match sink.deliver(&to(&topic), &message, &attempt(1, &message)).await {
             Ok(_) => assert!(is_good),
             Err(error) => {

@@ -103,7 +103,7 @@ impl Broker {
         sink(self.plain())
     }
 
-    fn config(&self) -> ClientConfig {
+    pub(crate) fn config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", self.listener(""));
         config

@@ -141,6 +141,10 @@ impl Rows {
                 let known = self.expected.get_mut(&handle);
                 Written::Changed(known.map(|known| (known.expires, known.own_key) = (expires, own_key)).is_some())
             }
+            Write::Pass { positions } => {
+                positions.into_iter().for_each(|position| self.pass(position));
+                Written::Changed(true)
+            }
             Write::Store { handle, message, position, now } => self.store(handle, message, position, now),
             Write::Accept { seq, now } => self.change(seq, now, |row| {
                 let is_open = !row.is(State::Accepted);
@@ -198,9 +202,8 @@ impl Rows {
     }
 
     fn store(&mut self, handle: HandleId, message: Message, position: Option<Position>, now: Micros) -> Written {
-        if let Some((log, offset)) = position {
-            let known = self.positions.entry(log).or_insert(offset);
-            *known = offset.max(*known);
+        if let Some(position) = position {
+            self.pass(position);
         }
         let key = (handle, message.id().as_str().to_owned());
         if self.known.contains_key(&key) {
@@ -215,6 +218,11 @@ impl Rows {
         self.rows.insert(seq, row);
         self.known.insert(key, seq);
         Written::Stored(seq)
+    }
+
+    fn pass(&mut self, (log, offset): Position) {
+        let known = self.positions.entry(log).or_insert(offset);
+        *known = offset.max(*known);
     }
 
     fn change(&mut self, seq: i64, now: Micros, change: impl FnOnce(&mut Row) -> bool) -> Written {

@@ -1,8 +1,11 @@
 //! The inbox in a file: restarts, transactions, its lock.
 
 use crate::wire::{Wire, message, soon};
-use callback_core::{Signer, Verifier};
-use callback_receive::{Incoming, ReceiveError, Receiver, ReceiverBuilder, SqliteInbox, Verdict};
+use async_trait::async_trait;
+use callback_core::{Dsn, Signer, Verifier};
+use callback_receive::{
+    HandleId, Incoming, Intake, Listener, ReceiveError, Receiver, ReceiverBuilder, SqliteInbox, Verdict,
+};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
 use std::{
     path::{Path, PathBuf},
@@ -172,6 +175,72 @@ async fn positions_are_stored_with_their_messages() {
     close(receiver).await;
     let (wire, _receiver) = disk.open().await;
     assert_eq!(wire.intake().await.positions(), [("orders/0".to_owned(), 7)]);
+}
+
+/// A wire that two logs come by.
+#[derive(Debug)]
+struct Logs(Wire);
+
+#[async_trait]
+impl Listener for Logs {
+    fn dsn(&self, handle: &HandleId) -> Dsn {
+        self.0.dsn(handle)
+    }
+
+    fn begin(&self, stored: &[(String, i64)]) -> Vec<(String, i64)> {
+        let is_new = |log: &&str| stored.iter().all(|(known, _)| known != log);
+        ["orders/0", "orders/1"].into_iter().filter(is_new).map(|log| (log.to_owned(), 40)).collect()
+    }
+
+    async fn listen(&self, intake: Intake) {
+        self.0.listen(intake).await;
+    }
+
+    async fn close(&self) {
+        self.0.close().await;
+    }
+}
+
+async fn positions(wire: &Wire) -> Vec<(String, i64)> {
+    let mut positions = wire.intake().await.positions();
+    positions.sort();
+    positions
+}
+
+#[tokio::test]
+async fn where_a_log_begins_is_stored_before_the_receiver_opens() {
+    let disk = Disk::new();
+    let wire = Wire::new();
+    let receiver = disk.builder().await.open(Logs(wire.clone())).await.expect("it opens");
+    let begin = [("orders/0".to_owned(), 40), ("orders/1".to_owned(), 40)];
+    assert_eq!(positions(&wire).await, begin);
+    // Nothing is stored any more, as if it were killed.
+    drop(receiver);
+    let (wire, _receiver) = disk.open().await;
+    assert_eq!(positions(&wire).await, begin);
+}
+
+#[tokio::test]
+async fn what_is_passed_without_a_message_is_stored() {
+    let disk = Disk::new();
+    let wire = Wire::new();
+    let receiver = disk.builder().await.open(Logs(wire.clone())).await.expect("it opens");
+    let passed = vec![("orders/0".to_owned(), 47), ("orders/1".to_owned(), 39)];
+    wire.intake().await.pass(passed.clone()).await.expect("stored");
+    close(receiver).await;
+    assert!(matches!(wire.intake().await.pass(passed).await, Err(ReceiveError::Closed)));
+    let wire = Wire::new();
+    let _receiver = disk.builder().await.open(Logs(wire.clone())).await.expect("it opens");
+    assert_eq!(positions(&wire).await, [("orders/0".to_owned(), 47), ("orders/1".to_owned(), 40)]);
+}
+
+#[tokio::test]
+async fn without_an_inbox_no_log_begins_and_none_is_passed() {
+    let wire = Wire::new();
+    let _receiver = Receiver::builder().open(Logs(wire.clone())).await.expect("it opens");
+    let intake = wire.intake().await;
+    assert!(intake.positions().is_empty());
+    assert!(matches!(intake.pass(vec![("orders/0".to_owned(), 1)]).await, Err(ReceiveError::NoInbox)));
 }
 
 async fn pool(path: &Path) -> SqlitePool {

@@ -52,6 +52,12 @@ async fn apply(connection: &mut SqliteConnection, write: &Write) -> Result<Writt
         Write::Store { handle, message, position, now } => {
             return store(connection, handle, message, position.as_ref(), *now).await;
         }
+        Write::Pass { positions } => {
+            for position in positions {
+                pass(connection, position).await?;
+            }
+            return Ok(Written::Changed(true));
+        }
         Write::Change { handle, expires, own_key } => {
             sqlx::query("UPDATE callback_expectation SET expires = ?, own_key = ? WHERE handle = ?")
                 .bind(expires.map(|expires| expires.0))
@@ -140,10 +146,8 @@ async fn store(
     position: Option<&Position>,
     now: Micros,
 ) -> Result<Written, Error> {
-    if let Some((log, offset)) = position {
-        let sql = "INSERT INTO callback_inbox_position (log, offset) VALUES (?, ?) \
-             ON CONFLICT (log) DO UPDATE SET offset = max(offset, excluded.offset)";
-        sqlx::query(sql).bind(log).bind(offset).execute(&mut *connection).await?;
+    if let Some(position) = position {
+        pass(connection, position).await?;
     }
     let sql = "INSERT INTO callback_inbox (handle, name, id, state, due, since, head, body) \
          SELECT handle, name, ?, 0, 0, ?, ?, ? FROM callback_expectation WHERE handle = ? \
@@ -160,6 +164,13 @@ async fn store(
     let sql = "SELECT EXISTS (SELECT 1 FROM callback_inbox WHERE handle = ? AND id = ?)";
     let query = sqlx::query_scalar(sql).bind(handle.as_bytes()).bind(message.id().as_str());
     Ok(if query.fetch_one(connection).await? { Written::Duplicate } else { Written::Ended })
+}
+
+async fn pass(connection: &mut SqliteConnection, (log, offset): &Position) -> Result<(), Error> {
+    let sql = "INSERT INTO callback_inbox_position (log, offset) VALUES (?, ?) \
+         ON CONFLICT (log) DO UPDATE SET offset = max(offset, excluded.offset)";
+    sqlx::query(sql).bind(log).bind(offset).execute(connection).await?;
+    Ok(())
 }
 
 async fn forget(connection: &mut SqliteConnection, before: Micros, most: usize) -> Result<Written, Error> {
