@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 
 mod config;
+#[cfg(feature = "server")]
+mod hub;
 mod sink;
 
 mod outcome;
@@ -13,8 +15,9 @@ mod handshake;
 mod link;
 mod tls;
 #[cfg(feature = "server")]
-#[cfg_attr(not(test), expect(dead_code, reason = "the hub and the receiver take connections in with it"))]
 mod upgrade;
 
 pub use config::{WsSinkBuilder, WsSinkError};
+#[cfg(feature = "server")]
+pub use hub::{Hub, HubBuilder, HubError};
 pub use sink::WsSink;
