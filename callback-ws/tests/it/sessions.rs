@@ -1,12 +1,14 @@
 //! Sessions of clients that come, go away, and come back.
 
-use crate::browser::{Client, Service, open, read, request, until};
+use crate::browser::{Client, Service, greet, open, read, request, until};
 use callback_core::{ErrorKind, Message, MessageId, Phase, Sink};
+use callback_dispatch::{Event, NewSubscription, SubscriptionEnd, SubscriptionState};
 use callback_ws::Hub;
 use futures_util::SinkExt;
 use std::{collections::BTreeSet, time::Duration};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::Message as Frame;
 
 async fn start() -> Service {
@@ -136,6 +138,41 @@ async fn a_session_that_is_resumed_elsewhere_leaves_the_old_connection_and_nothi
     service.until_connected(1).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_connections_that_come_back_at_once_one_has_the_session() {
+    let service = start().await;
+    for _ in 0..20 {
+        let client = service.begin().await;
+        let (dsn, secret) = (client.dsn.clone(), client.secret.clone());
+        let mut coming: JoinSet<_> = (0..8)
+            .map(|_| {
+                let (address, secret) = (service.address, secret.clone());
+                async move { greet(address, Some(&secret)).await }
+            })
+            .collect();
+        let mut told = vec![client];
+        while let Some(come) = coming.join_next().await {
+            match come.expect("no panic") {
+                Ok(client) => told.push(client),
+                Err(code) => assert_eq!(code, 4409),
+            }
+        }
+        service.publish(&dsn, "hello").await;
+        let mut delivered = 0;
+        for mut client in told {
+            match read(&mut client.socket).await {
+                Ok(message) => {
+                    assert_eq!(message["body"], "hello");
+                    delivered += 1;
+                }
+                Err(code) => assert_eq!(code, 4409),
+            }
+        }
+        assert_eq!(delivered, 1);
+        service.until_connected(0).await;
+    }
+}
+
 #[tokio::test]
 async fn a_page_of_another_origin_is_refused() {
     let service = Service::start(Hub::builder().origin("https://app.example")).await;
@@ -254,6 +291,31 @@ async fn a_session_whose_time_is_over_is_gone_with_what_waited_for_it() {
     service.publish(&dsn, "hello").await;
     until(async || service.dead().await.len() == 1).await;
     assert_eq!(service.resume(&secret).await.err(), Some(4410));
+}
+
+#[tokio::test]
+async fn a_subscription_waits_for_its_client_and_ends_with_its_session() {
+    let service = start().await;
+    let client = service.begin().await;
+    let (dsn, secret) = lose(&service, client).await;
+    let subscriptions = service.dispatcher.subscriptions();
+    let subscription = subscriptions.create(NewSubscription::new(dsn).ordered()).await.expect("created");
+    for number in 0..20 {
+        service.dispatcher.publish(Event::new("a.b", number.to_string())).await.expect("stored");
+    }
+    let mut client = service.resume(&secret).await.expect("a session");
+    for number in 0..19 {
+        assert_eq!(client.next().await, number.to_string());
+    }
+    let id = client.peek().await["id"].clone();
+    client.say(&format!(r#"{{"nack":{id},"kind":"gone"}}"#)).await;
+    assert_eq!(client.code().await, 4410);
+    let gone = SubscriptionState::Ended(SubscriptionEnd::Gone);
+    until(async || {
+        let read = subscriptions.get(subscription.id()).await.expect("read");
+        read.expect("it is kept").state() == gone
+    })
+    .await;
 }
 
 #[tokio::test]
