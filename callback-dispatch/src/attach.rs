@@ -35,8 +35,8 @@ impl Attach {
         Self { keep, secret: None }
     }
 
-    /// Sets the digest of the secret that the client shows when it comes back (`Dispatcher::resume`). Default: none, and
-    /// it cannot be resumed.
+    /// Sets the digest of the secret that the client shows when it comes back, see
+    /// [`Dispatcher::resume`](crate::Dispatcher::resume). Default: none, and it cannot be resumed.
     ///
     /// It is stored as it is: a SHA-256 of 128 random bits or more, never the secret.
     pub const fn secret(mut self, digest: [u8; 32]) -> Self {

@@ -253,3 +253,6 @@ impl fmt::Debug for Local {
         f.debug_struct("Local").field("schemes", &self.schemes).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

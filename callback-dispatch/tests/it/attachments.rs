@@ -20,7 +20,7 @@ use std::{
 };
 use tokio::{
     sync::mpsc::{self, UnboundedReceiver},
-    time::sleep,
+    time::{Instant, sleep},
 };
 
 on_each_outbox!(
@@ -469,4 +469,27 @@ async fn lanes_to_such_destinations_have_no_breaker() {
         assert_eq!(next(&mut given).await, (json!(7), number));
     }
     assert_eq!(told.load(Ordering::SeqCst), 0, "a breaker opened");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_found_no_connection_as_its_client_came_back_is_tried_again_at_once() {
+    let (outbox, clock) = (MemoryOutbox::new(), TokioClock::default());
+    let (gate, mut watch) = Gate::new();
+    let waiting = gate.clone();
+    let sink = CustomSink::new(move |_| {
+        let gate = waiting.clone();
+        async move {
+            gate.pass(json!("attempt")).await;
+            Err(no_connection())
+        }
+    });
+    let dispatcher = paused(&outbox, &clock, |builder| builder.local_sink(sink)).await;
+    let _former = attached(&dispatcher, 1).await;
+    publish(&dispatcher, 7).await;
+    watch.came().await;
+    let _later = resumed(&dispatcher, 1, 2).await;
+    let begun = Instant::now();
+    gate.open(1);
+    watch.came().await;
+    assert!(begun.elapsed() < Duration::from_millis(500));
 }

@@ -44,7 +44,7 @@ pub(super) const PARK: &str = "\
     WHERE id = $1 AND token = $2 AND stage = 3";
 
 /// Nobody comes back to it, whatever his clock says.
-pub(super) const END: &str = "UPDATE callback_attachment SET secret = NULL, former = NULL WHERE address = $1";
+pub(super) const END_ATTACHED: &str = "UPDATE callback_attachment SET secret = NULL, former = NULL WHERE address = $1";
 
 /// Without a lease, who holds it stays.
 pub(super) const KEEP: &str = "\
@@ -111,7 +111,7 @@ pub(super) async fn park(connection: &mut PgConnection, by: By<'_>, parking: &Pa
         Parked::Elsewhere => None,
         Parked::Away => Some(row.until.0),
         Parked::Over | Parked::Unknown => {
-            query(END).bind(address(dsn)).execute(connection).await?;
+            query(END_ATTACHED).bind(address(dsn)).execute(connection).await?;
             return Ok(Written::Parked(parked));
         }
     };

@@ -29,7 +29,7 @@ pub(super) const PARK: &str =
     "UPDATE callback_outbox SET held = 0, claim = NULL, due = coalesce(?2, due) WHERE id = ?1";
 
 /// Nobody comes back to it, whatever his clock says.
-pub(super) const END: &str = "UPDATE callback_attachment SET secret = NULL, former = NULL WHERE address = ?";
+pub(super) const END_ATTACHED: &str = "UPDATE callback_attachment SET secret = NULL, former = NULL WHERE address = ?";
 
 pub(super) const KEEP: &str = "UPDATE callback_attachment SET held = v.held, until = v.until, \
         secret = iif(v.over, NULL, secret), former = iif(v.over, NULL, former) FROM ( \
@@ -93,7 +93,7 @@ pub(super) async fn park(connection: &mut SqliteConnection, parking: &Parking) -
         Parked::Elsewhere => None,
         Parked::Away => Some(row.until.0),
         Parked::Over | Parked::Unknown => {
-            query(END).bind(address(dsn)).execute(connection).await?;
+            query(END_ATTACHED).bind(address(dsn)).execute(connection).await?;
             return Ok(Written::Parked(parked));
         }
     };
