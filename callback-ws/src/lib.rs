@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 
 mod config;
+#[cfg(feature = "receiver")]
+mod receiver;
 mod sink;
 
 mod outcome;
@@ -12,9 +14,11 @@ mod dial;
 mod handshake;
 mod link;
 mod tls;
-#[cfg(feature = "server")]
-#[cfg_attr(not(test), expect(dead_code, reason = "the hub and the receiver take connections in with it"))]
+#[cfg(any(feature = "server", feature = "receiver"))]
+#[cfg_attr(not(any(test, feature = "receiver")), expect(dead_code, reason = "the hub takes sessions in with it"))]
 mod upgrade;
 
 pub use config::{WsSinkBuilder, WsSinkError};
+#[cfg(feature = "receiver")]
+pub use receiver::{WsReceiver, WsReceiverBuilder, WsReceiverError};
 pub use sink::WsSink;
