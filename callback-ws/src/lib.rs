@@ -1,4 +1,8 @@
-#![doc = include_str!("../README.md")]
+#![cfg_attr(feature = "receiver", doc = include_str!("../README.md"))]
+#![cfg_attr(
+    not(feature = "receiver"),
+    doc = "Delivers results to WebSocket servers; feature `receiver` takes callbacks in."
+)]
 
 mod config;
 #[cfg(feature = "receiver")]
