@@ -93,9 +93,14 @@ impl Drop for Seat {
 
 impl Idle {
     fn rest(&self, seat: &Seat, has_socket: bool) {
+        let mut line = lock(&self.line);
+        if seat.leaving.is_cancelled() {
+            // Who goes already makes room for one alone.
+            return;
+        }
         let place = (has_socket, self.next.fetch_add(1, Ordering::Relaxed));
         *lock(&seat.place) = place;
-        lock(&self.line).insert(place, seat.leaving.clone());
+        line.insert(place, seat.leaving.clone());
         self.rested.notify_one();
     }
 
@@ -104,13 +109,15 @@ impl Idle {
         lock(&self.line).remove(&place);
     }
 
+    fn evict_first(&self) -> bool {
+        // It learns that before it can be in line again.
+        let mut line = lock(&self.line);
+        line.pop_first().map(|(_, evicted)| evicted.cancel()).is_some()
+    }
+
     /// Lets the first in line go; waits for one where all have something to do.
     async fn evict(&self) {
-        loop {
-            let first = lock(&self.line).pop_first();
-            if let Some((_, evicted)) = first {
-                return evicted.cancel();
-            }
+        while !self.evict_first() {
             self.rested.notified().await;
         }
     }
@@ -156,6 +163,20 @@ mod tests {
         assert!(taken[2].leaving.is_cancelled(), "it had work, and has none");
         drop(taken);
         assert!(poll_immediate(entering).await.is_some());
+    }
+
+    #[tokio::test]
+    async fn who_goes_already_is_not_asked_again() {
+        let (seats, taken) = seats::<2>().await;
+        taken[1].work();
+        let (mut first, mut second) = (std::pin::pin!(seats.enter()), std::pin::pin!(seats.enter()));
+        assert!(poll_immediate(first.as_mut()).await.is_none());
+        taken[0].rest();
+        assert!(poll_immediate(second.as_mut()).await.is_none());
+        assert_eq!(left(&taken), [true, false]);
+        taken[1].rest();
+        assert!(poll_immediate(second.as_mut()).await.is_none());
+        assert_eq!(left(&taken), [true, true], "each asks one");
     }
 
     #[tokio::test]
