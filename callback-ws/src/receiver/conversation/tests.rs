@@ -12,6 +12,9 @@ use tokio::{
 };
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
+/// How long a test waits for what must come.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// How large the pipe between the two is, in bytes.
 const PIPE: usize = 16 << 10;
 
@@ -85,13 +88,13 @@ impl Scene {
     }
 
     async fn delivery(&mut self) -> callback_receive::Delivery {
-        self.callback.next().await.expect("open")
+        timeout(PATIENCE, self.callback.next()).await.expect("it comes").expect("open")
     }
 
     /// The next frame that is no ping.
     async fn next(&mut self) -> Frame {
         loop {
-            match self.peer.next().await {
+            match timeout(PATIENCE, self.peer.next()).await.expect("it comes") {
                 Some(Ok(Frame::Ping(_))) => {}
                 Some(Ok(frame)) => return frame,
                 other => panic!("the end: {other:?}"),
@@ -275,7 +278,7 @@ async fn messages_have_a_budget_of_memory() {
     assert_eq!(scene.answer().await, json!({ "ack": "a" }));
     assert_eq!(scene.closed().await, 1013);
     drop(scene.peer);
-    scene.conversation.await.expect("no panic");
+    timeout(PATIENCE, scene.conversation).await.expect("it ends").expect("no panic");
     assert_eq!(scene.memory.available_permits(), 1_000);
 }
 
