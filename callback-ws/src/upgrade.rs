@@ -5,6 +5,7 @@
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
@@ -21,6 +22,7 @@ use tokio_tungstenite::{
 };
 
 /// A socket that a peer has opened to us.
+#[cfg(any(feature = "server", test))]
 pub(crate) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// How large the buffers of a connection are, in bytes: most of ten thousand wait for something to say.
@@ -78,8 +80,18 @@ impl Upgrade {
     ///
     /// # Errors
     /// When the connection has ended before.
+    #[cfg(any(feature = "server", test))]
     pub(crate) async fn open(self, limit: usize) -> hyper::Result<Socket> {
-        let stream = TokioIo::new(self.upgrade.await?);
+        self.open_over(limit, |stream| stream).await
+    }
+
+    /// The same, on what is made of the connection.
+    pub(crate) async fn open_over<S: AsyncRead + AsyncWrite + Unpin>(
+        self,
+        limit: usize,
+        over: impl FnOnce(TokioIo<Upgraded>) -> S,
+    ) -> hyper::Result<WebSocketStream<S>> {
+        let stream = over(TokioIo::new(self.upgrade.await?));
         let config = WebSocketConfig::default()
             .read_buffer_size(BUFFER)
             .write_buffer_size(BUFFER)
