@@ -1,6 +1,14 @@
-#![doc = include_str!("../README.md")]
+#![cfg_attr(all(feature = "server", feature = "receiver"), doc = include_str!("../README.md"))]
+#![cfg_attr(
+    not(all(feature = "server", feature = "receiver")),
+    doc = "Delivers results to WebSocket servers; feature `server` to clients that connect to us, feature `receiver` takes callbacks in."
+)]
 
 mod config;
+#[cfg(feature = "server")]
+mod hub;
+#[cfg(feature = "receiver")]
+mod receiver;
 mod sink;
 
 mod outcome;
@@ -12,6 +20,12 @@ mod dial;
 mod handshake;
 mod link;
 mod tls;
+#[cfg(any(feature = "server", feature = "receiver"))]
+mod upgrade;
 
 pub use config::{WsSinkBuilder, WsSinkError};
+#[cfg(feature = "server")]
+pub use hub::{Hub, HubBuilder, HubError};
+#[cfg(feature = "receiver")]
+pub use receiver::{WsReceiver, WsReceiverBuilder, WsReceiverError};
 pub use sink::WsSink;

@@ -76,6 +76,9 @@ fn name(write: &Write) -> &'static str {
         Write::Confirm { .. } => "confirm",
         Write::Settle(_) => "settle",
         Write::Claim(_) => "claim",
+        Write::Attach(_) => "attach",
+        Write::KeepAttached(_) => "keep",
+        Write::Rouse { .. } => "rouse",
         _ => "other",
     }
 }

@@ -1,7 +1,10 @@
 //! What every outbox promises, a clause each; and outboxes that break one, to see that it is noticed.
 
+mod attachments;
+
 use super::{
-    Claim, Done, MemoryOutbox, NotQueued, OutboxError, Settle, SqliteOutbox, Store, Write, Written, take, write,
+    Attaching, Claim, Done, Keep, Keeping, MemoryOutbox, NotQueued, OutboxError, Parked, Parking, Settle, SqliteOutbox,
+    Store, Write, Written, take, write,
 };
 use crate::{
     AcceptError,
@@ -14,6 +17,13 @@ use crate::{
     work::Context,
 };
 use async_trait::async_trait;
+use attachments::{
+    a_dsn_that_nobody_attached_is_unknown, an_attachment_outlives_who_had_it, attachments_of_long_ago_are_deleted,
+    no_more_are_due_at_once_than_are_asked_for, nobody_comes_back_to_what_is_over,
+    what_goes_to_a_client_that_is_away_waits_until_its_time_is_over, what_is_elsewhere_is_not_parked,
+    what_waits_for_a_dsn_is_due_when_it_is_attached, what_was_passed_over_by_its_attachment_is_due_soon,
+    who_comes_back_shows_the_secret_or_the_one_before, who_was_replaced_keeps_nothing,
+};
 use callback_core::{Dsn, ErrorKind, Message, Payload, TaskId};
 use futures_util::{FutureExt, future::BoxFuture};
 use std::{collections::BTreeSet, panic::AssertUnwindSafe, sync::Arc, time::Duration};
@@ -68,6 +78,17 @@ const CLAUSES: &[(&str, Clause)] = clauses![
     a_dsn_that_is_gone_ends_its_subscriptions,
     a_subscription_is_kept_as_long_as_a_row_of_it,
     published_events_are_stored_with_their_result_and_not_without,
+    what_waits_for_a_dsn_is_due_when_it_is_attached,
+    no_more_are_due_at_once_than_are_asked_for,
+    what_goes_to_a_client_that_is_away_waits_until_its_time_is_over,
+    what_was_passed_over_by_its_attachment_is_due_soon,
+    nobody_comes_back_to_what_is_over,
+    a_dsn_that_nobody_attached_is_unknown,
+    who_comes_back_shows_the_secret_or_the_one_before,
+    who_was_replaced_keeps_nothing,
+    an_attachment_outlives_who_had_it,
+    what_is_elsewhere_is_not_parked,
+    attachments_of_long_ago_are_deleted,
 ];
 
 const NOW: Micros = Micros(1_000_000);
@@ -943,6 +964,15 @@ enum Fault {
     EndsNothing,
     ForgetsSubscriptions,
     LosesPublished,
+    RousesNothing,
+    RousesAll,
+    KeepsForGood,
+    ParksForGood,
+    IsNeverOver,
+    ForgetsWhatNeverWas,
+    IgnoresSecrets,
+    ReplacesNobody,
+    LosesSecrets,
 }
 
 /// What breaks, and the clause that must notice.
@@ -989,6 +1019,17 @@ const BROKEN: &[(Fault, &str)] = &[
     (Fault::EndsNothing, "a_dsn_that_is_gone_ends_its_subscriptions"),
     (Fault::ForgetsSubscriptions, "a_subscription_is_kept_as_long_as_a_row_of_it"),
     (Fault::LosesPublished, "published_events_are_stored_with_their_result_and_not_without"),
+    (Fault::RousesNothing, "what_waits_for_a_dsn_is_due_when_it_is_attached"),
+    (Fault::RousesAll, "no_more_are_due_at_once_than_are_asked_for"),
+    (Fault::KeepsForGood, "what_goes_to_a_client_that_is_away_waits_until_its_time_is_over"),
+    (Fault::ParksForGood, "what_was_passed_over_by_its_attachment_is_due_soon"),
+    (Fault::IsNeverOver, "nobody_comes_back_to_what_is_over"),
+    (Fault::ForgetsWhatNeverWas, "a_dsn_that_nobody_attached_is_unknown"),
+    (Fault::IgnoresSecrets, "who_comes_back_shows_the_secret_or_the_one_before"),
+    (Fault::ReplacesNobody, "who_was_replaced_keeps_nothing"),
+    (Fault::LosesSecrets, "an_attachment_outlives_who_had_it"),
+    (Fault::IgnoresTokens, "what_is_elsewhere_is_not_parked"),
+    (Fault::KeepsBreakers, "attachments_of_long_ago_are_deleted"),
 ];
 
 /// An outbox in memory with one fault.
@@ -1086,6 +1127,26 @@ impl Broken {
             (Fault::KeepsBreakers, Write::Clean { now, before, keyed_before, limit, .. }) => {
                 Write::Clean { now, before, keyed_before, breakers_before: Micros(i64::MIN), limit }
             }
+            (Fault::RousesNothing, Write::Attach(attaching)) => Write::Attach(Attaching { limit: 0, ..attaching }),
+            (Fault::RousesAll, Write::Rouse { dsn, now, .. }) => Write::Rouse { dsn, now, limit: usize::MAX },
+            (Fault::KeepsForGood, Write::KeepAttached(kept)) => {
+                let for_good = |it: Keeping| Keeping { until: Micros::NEVER, ..it };
+                Write::KeepAttached(kept.into_iter().map(for_good).collect())
+            }
+            (Fault::ParksForGood, Write::Park(parking)) => Write::Park(Parking { soon: Micros::NEVER, ..parking }),
+            (Fault::IsNeverOver, Write::KeepAttached(kept)) => {
+                let away =
+                    |it: Keeping| Keeping { state: if it.state == Keep::Over { Keep::Away } else { it.state }, ..it };
+                Write::KeepAttached(kept.into_iter().map(away).collect())
+            }
+            (Fault::IgnoresSecrets, Write::Attach(attaching)) => {
+                Write::Attach(Attaching { presented: None, ..attaching })
+            }
+            (Fault::LosesSecrets, Write::Attach(attaching)) => Write::Attach(Attaching { secret: None, ..attaching }),
+            (Fault::IgnoresTokens, Write::Park(parking)) => {
+                let token = current(parking.id).map_or(parking.token, |row| row.token);
+                Write::Park(Parking { token, ..parking })
+            }
             (Fault::LosesAttempts, Write::Settle(step)) => Write::Settle(Settle { failed: None, ..step }),
             (Fault::AgesEveryLane, Write::Age { before, now, limit, .. }) => {
                 Write::Age { lanes: vec![lane(DSN), lane(OTHER)], before, now, limit }
@@ -1128,6 +1189,8 @@ impl Store for Broken {
                     (Fault::ClaimsTheYoungest, Written::Claimed(rows)) => {
                         Written::Claimed(rows.into_iter().rev().take(10).collect())
                     }
+                    (Fault::ForgetsWhatNeverWas, Written::Parked(Parked::Unknown)) => Written::Parked(Parked::Over),
+                    (Fault::ReplacesNobody, Written::Replaced(_)) => Written::Replaced(Vec::new()),
                     (_, written) => written,
                 }));
             }),

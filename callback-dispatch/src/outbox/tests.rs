@@ -1,6 +1,9 @@
 //! The outboxes give the same answers, and keep the same rows.
 
-use super::{Claim, MemoryOutbox, PullIn, Settle, SqliteOutbox, Store, Write, Written, write};
+use super::{
+    Attaching, AttachmentId, Claim, Keep, Keeping, MemoryOutbox, Parking, PullIn, SecretDigest, Settle, SqliteOutbox,
+    Store, Write, Written, write,
+};
 use crate::{
     clock::Micros,
     dead_letter::{Cursor, DeadLetterQuery},
@@ -12,7 +15,11 @@ use crate::{
 use callback_core::{ErrorKind, Message, Payload, Phase, TaskId};
 use futures_util::future::join_all;
 use proptest::{collection::vec, prelude::*, sample::select};
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 /// How many rows there are at most, so that steps meet.
 const ROWS: usize = 6;
@@ -129,6 +136,21 @@ enum Step {
         now: i64,
         latest: i64,
     },
+    Attach {
+        dsn: usize,
+        presented: Option<u8>,
+        secret: Option<u8>,
+        keep: i64,
+    },
+    KeepAttached(Vec<(usize, Keep, i64)>),
+    Rouse {
+        dsn: usize,
+    },
+    Park {
+        row: usize,
+        stale: bool,
+        soon: i64,
+    },
     /// Steps of different rows that share a transaction, and its statements.
     Together(Vec<(bool, Stage, bool, Option<usize>)>),
 }
@@ -178,6 +200,12 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(event, service, owner, key)| Step::Publish { event, service, owner, key }),
         1 => Just(Step::Recover),
         2 => (-20..20_i64, 0..20_i64).prop_map(|(now, latest)| Step::PullIn { now, latest }),
+        2 => (0..DSNS.len(), prop::option::weighted(0.4, 0..2u8), prop::option::weighted(0.8, 0..2u8), 0..20i64)
+            .prop_map(|(dsn, presented, secret, keep)| Step::Attach { dsn, presented, secret, keep }),
+        2 => vec((0..4usize, select(vec![Keep::Held, Keep::Away, Keep::Over]), 0..20i64), 0..3)
+            .prop_map(Step::KeepAttached),
+        1 => (0..DSNS.len()).prop_map(|dsn| Step::Rouse { dsn }),
+        3 => (row(), stale(), 0..20i64).prop_map(|(row, stale, soon)| Step::Park { row, stale, soon }),
         3 => vec((stale(), to(), any::<bool>(), failed()), 2..ROWS).prop_map(Step::Together),
     ]
 }
@@ -189,6 +217,9 @@ struct Outboxes {
     databases: Vec<Arc<dyn Store>>,
     ids: Vec<TaskId>,
     subscriptions: Vec<SubscriptionId>,
+    attachments: Vec<(usize, AttachmentId)>,
+    /// Whether a process that nobody heard of was found dead: it has nothing attached any more, where there are several.
+    recovered: bool,
     now: i64,
 }
 
@@ -201,8 +232,8 @@ async fn postgres(outbox: super::PostgresOutboxBuilder) -> Option<Arc<dyn Store>
 
 impl Outboxes {
     fn new(databases: Vec<Arc<dyn Store>>) -> Self {
-        let (ids, subscriptions) = (Vec::new(), Vec::new());
-        Self { memory: MemoryOutbox::new(), databases, ids, subscriptions, now: 1_000 }
+        let (ids, subscriptions, attachments) = (Vec::new(), Vec::new(), Vec::new());
+        Self { memory: MemoryOutbox::new(), databases, ids, subscriptions, attachments, recovered: false, now: 1_000 }
     }
 
     fn tick(&mut self) -> Micros {
@@ -239,6 +270,13 @@ impl Outboxes {
 
     async fn subscription(&self, id: SubscriptionId) -> Option<SubscriptionRow> {
         self.memory.subscription(id).await.expect("readable")
+    }
+
+    fn keeping(&self, number: usize, state: Keep, until: Micros) -> Keeping {
+        // One that nobody knows, if there are not so many.
+        let (dsn, id) = self.attachments.get(number).copied().unwrap_or_else(|| (0, AttachmentId::new()));
+        let state = if self.recovered && state == Keep::Held { Keep::Away } else { state };
+        Keeping { dsn: DSNS[dsn].parse().expect("a valid Dsn"), id, until, state }
     }
 
     fn fan_out(&mut self, event: bool, service: bool, owner: bool, key: Option<usize>) -> Arc<FanOut> {
@@ -450,7 +488,40 @@ impl Outboxes {
             }
             Step::Publish { .. } if self.ids.len() >= 4 * ROWS => return Vec::new(),
             Step::Publish { event, service, owner, key } => Write::Publish(self.fan_out(event, service, owner, key)),
-            Step::Recover => Write::Recover,
+            Step::Recover => {
+                self.recovered = true;
+                Write::Recover
+            }
+            Step::Attach { dsn, presented, secret, keep } => {
+                let (now, id) = (self.tick(), AttachmentId::new());
+                self.attachments.push((dsn, id));
+                let digest = |number: u8| SecretDigest([number; 32]);
+                let (presented, secret, until) = (presented.map(digest), secret.map(digest), Micros(now.0 + keep));
+                let dsn = DSNS[dsn].parse().expect("a valid Dsn");
+                let attach = Write::Attach(Attaching { dsn, id, presented, secret, now, until, limit: 100 });
+                if self.recovered {
+                    let away = self.keeping(self.attachments.len() - 1, Keep::Away, until);
+                    return vec![attach, Write::KeepAttached(vec![away])];
+                }
+                attach
+            }
+            Step::KeepAttached(kept) => {
+                let now = self.tick();
+                let kept = kept.into_iter().map(|(number, state, keep)| (number, (state, keep)));
+                // None is named twice.
+                let kept = kept.collect::<BTreeMap<_, _>>().into_iter();
+                let kept = kept.map(|(number, (state, keep))| self.keeping(number, state, Micros(now.0 + keep)));
+                Write::KeepAttached(kept.collect())
+            }
+            Step::Rouse { dsn } => {
+                Write::Rouse { dsn: DSNS[dsn].parse().expect("a valid Dsn"), now: self.tick(), limit: 100 }
+            }
+            Step::Park { row, stale, soon } => {
+                let (id, now) = (self.id(row), self.tick());
+                let token = token(self, id, stale).await;
+                let Some(dsn) = self.row(id).await.and_then(|row| row.dsn) else { return Vec::new() };
+                Write::Park(Parking { id, token, dsn, now, soon: Micros(now.0 + soon) })
+            }
             Step::PullIn { now, latest } => {
                 let now = Micros(self.now + now);
                 Write::PullIn(PullIn { now, latest: Micros(now.0 + latest), leapt: true })

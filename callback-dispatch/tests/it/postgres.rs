@@ -1,8 +1,8 @@
 //! What only an outbox in PostgreSQL has: several processes at once, and servers that refuse.
 
-use crate::support::{CustomSink, Gate, Home, Schema, accept, dsn, echo, ended, event, in_time, start};
+use crate::support::{CustomSink, Gate, Home, Schema, accept, dsn, echo, ended, event, in_time, receipt, start};
 use callback_core::{MemorySink, TaskId};
-use callback_dispatch::{AcceptError, Dispatcher, Interrupted, PostgresOutbox, Task, TaskState, Work};
+use callback_dispatch::{AcceptError, Attach, Dispatcher, Interrupted, PostgresOutbox, Task, TaskState, Work};
 use serde_json::{Value, json};
 use sqlx::{Connection, Executor};
 use std::{
@@ -50,6 +50,89 @@ async fn dispatchers_that_share_a_database_send_each_message_once() {
         }
         sent.sort_unstable();
         assert_eq!(sent, (0..EVENTS).collect::<Vec<_>>());
+    })
+    .await;
+}
+
+/// A process with a local sink, and what its clients are given.
+async fn hub(schema: &Schema) -> (Dispatcher, tokio::sync::mpsc::UnboundedReceiver<Value>) {
+    let (sender, given) = tokio::sync::mpsc::unbounded_channel();
+    let sink = CustomSink::new(move |given| {
+        let _ = sender.send(given.message.json().unwrap_or_default());
+        async { Ok(receipt()) }
+    });
+    (start(Dispatcher::builder(schema.connect().await).local_sink(sink)).await, given)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_goes_to_a_client_is_sent_by_the_process_that_it_is_connected_to() {
+    let Some(schema) = schema().await else { return };
+    in_time(async {
+        let attach = |secret| Attach::new(Duration::from_secs(600)).secret([secret; 32]);
+        let session = dsn("custom://session");
+        let ((one, mut to_one), (two, mut to_two)) = (hub(&schema).await, hub(&schema).await);
+        let sinkless = start(Dispatcher::builder(schema.connect().await).sink(MemorySink::new())).await;
+        let attachment = one.attach(&session, attach(1)).await.expect("attached");
+        // Whoever accepts it, and whoever finds it.
+        let mut stranger = schema.stranger().await;
+        for number in 0..40 {
+            let event = event("custom://session", json!(number));
+            match number % 4 {
+                0 => drop(one.publish(event).await.expect("published")),
+                1 => drop(two.publish(event).await.expect("published")),
+                _ => {
+                    let mut transaction = stranger.begin().await.expect("a transaction");
+                    one.publish_in(&mut transaction, event).await.expect("published");
+                    transaction.commit().await.expect("committed");
+                }
+            }
+            sinkless.wake();
+            two.wake();
+        }
+        let mut all = Vec::new();
+        for _ in 0..40 {
+            all.push(to_one.recv().await.expect("a message"));
+        }
+        all.sort_by_key(Value::as_u64);
+        assert_eq!(all, (0..40).map(Value::from).collect::<Vec<_>>());
+        assert!(to_two.try_recv().is_err(), "it is not connected there");
+
+        // It comes to another process, while the first has it still.
+        let moved = two.resume(&session, [1; 32], attach(2)).await.expect("attached again");
+        let worker = two.worker("echo", Interrupted::RunAgain).run(echo).expect("registered");
+        let id = accept(&worker, 40, "custom://session").await;
+        assert_eq!(ended(&two, id).await.state(), TaskState::Delivered);
+        assert_eq!(to_two.recv().await, Some(json!(40)));
+        drop(attachment);
+
+        // And its process dies.
+        two.close(Duration::from_secs(5)).await;
+        moved.lost().await;
+        one.publish(event("custom://session", json!(41))).await.expect("published");
+        let _back = one.resume(&session, [2; 32], attach(3)).await.expect("attached again");
+        assert_eq!(to_one.recv().await, Some(json!(41)));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_of_a_process_that_is_not_heard_of_are_away() {
+    let Some(schema) = schema().await else { return };
+    in_time(async {
+        let (gate, mut watch) = Gate::new();
+        let dead = Dispatcher::builder(schema.connect().await).local_sink(CustomSink::behind(&gate)).start();
+        let dead = dead.await.expect("started");
+        let attach = Attach::new(Duration::from_secs(600)).secret([1; 32]);
+        let session = dsn("custom://session");
+        let _attachment = dead.attach(&session, attach).await.expect("attached");
+        dead.publish(event("custom://session", json!(1))).await.expect("published");
+        watch.came().await;
+        let over = "UPDATE callback_process SET alive_until = now() - interval '1 second'";
+        schema.stranger().await.execute(over).await.expect("writable");
+        // A new process gives back what the dead had.
+        let (other, mut given) = hub(&schema).await;
+        let _back = other.resume(&session, [1; 32], attach.secret([2; 32])).await.expect("attached again");
+        assert_eq!(given.recv().await, Some(json!(1)));
     })
     .await;
 }

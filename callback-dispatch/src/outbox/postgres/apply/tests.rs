@@ -2,6 +2,7 @@
 
 use super::{
     super::{lease, read, tests::Schema},
+    attachment::{ATTACH, CLEAN_ATTACHMENTS, END_ATTACHED, FIND, HAND, KEEP, PARK, ROUSE},
     claim::{CLAIM, CLAIM_LANES, CLAIM_WORKER, GIVE_BACK, MORE},
     fan_out::{FAN_OUT, FORGET_PAYLOADS, GOT_IT, LOCK_WANTING, LOCKS_OF_WANTING},
     order::{ENQUEUE, QUEUE, RELEASE_NEXT},
@@ -19,6 +20,7 @@ fn values(sql: &str, types: &str) -> String {
         "numbers" => "array_fill(1::bigint, ARRAY[256])".to_owned(),
         "stages" => "array_fill(3, ARRAY[256])".to_owned(),
         "texts" => "array_fill('a'::text, ARRAY[256])".to_owned(),
+        "bools" => "array_fill(true, ARRAY[256])".to_owned(),
         "bodies" => "array_fill('a'::bytea, ARRAY[256])".to_owned(),
         "name" => "'a'".to_owned(),
         "id" => "gen_random_uuid()".to_owned(),
@@ -171,6 +173,35 @@ async fn those_who_want_an_event_are_found_by_their_index() {
     check_all(read::SUBSCRIPTIONS, "one", &["callback_subscription_id_key"]).await;
     check_all(read::PAGE, "id 100", &["callback_subscription_id_key"]).await;
     check_all(read::PAGE_OF_OWNER, "id 100 name", &["callback_subscription_owner"]).await;
+}
+
+#[tokio::test]
+async fn attachments_and_what_waits_for_them_are_found_by_their_indexes() {
+    let Some(schema) = Schema::new().await else { return };
+    schema.open().await;
+    let mut connection = schema.stranger().await;
+    fill(&mut connection).await;
+    let fill = "UPDATE callback_outbox SET address = decode(md5((seq % 1000)::text), 'hex'); \
+                INSERT INTO callback_attachment (address, id, holder, until) \
+                SELECT decode(md5(n::text), 'hex'), gen_random_uuid(), n % 3, n FROM generate_series(1, 20000) AS n";
+    connection.execute(fill).await.expect("writable");
+    for statistics in ["SELECT 1", "ANALYZE callback_outbox, callback_attachment"] {
+        connection.execute(statistics).await.expect("statistics");
+        let mut check_all = async |sql, types, indexes: &[&str]| {
+            let plan = plan(&mut connection, BEGIN, sql, types).await;
+            check_indexes(&plan, indexes);
+        };
+        let by_address = ["callback_attachment_pkey"];
+        check_all(FIND, "name 1", &by_address).await;
+        check_all(END_ATTACHED, "name", &by_address).await;
+        check_all(KEEP, "bodies uuids numbers bools bools 1", &by_address).await;
+        check_all(ATTACH, "name id 1 1 name name", &[]).await;
+        check_all(CLEAN_ATTACHMENTS, "100 200", &["callback_attachment_until", "callback_attachment_pkey"]).await;
+        check_all(ROUSE, "name 1 20000 100", &["callback_outbox_address", "callback_outbox_pkey"]).await;
+        for (sql, types) in [(HAND, "id"), (PARK, "id 1 1")] {
+            check_all(sql, types, &["callback_outbox_id_key"]).await;
+        }
+    }
 }
 
 #[tokio::test]

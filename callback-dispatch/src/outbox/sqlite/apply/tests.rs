@@ -1,6 +1,6 @@
 //! How SQLite goes about the statements: a scan of the outbox would make each write cost more than the last.
 
-use super::{super::SCHEMA, claim::*, fan_out::*, order::*, single::*, subscription::*, *};
+use super::{super::SCHEMA, attachment::*, claim::*, fan_out::*, order::*, single::*, subscription::*, *};
 use crate::row::Stored;
 use callback_core::Message;
 use callback_store::{Database, Migrations};
@@ -115,6 +115,22 @@ async fn dead_letters_are_found_by_their_index() {
     let plan = plan(&pool, read::ATTEMPTS).await;
     let by_id = "SEARCH a USING INDEX callback_attempt_id (id=?)";
     assert!(plan.iter().any(|step| step == by_id), "{plan:#?}");
+}
+
+#[tokio::test]
+async fn attachments_and_what_waits_for_them_are_found_by_their_indexes() {
+    let (pool, _directory) = open().await;
+    let by_address = "SEARCH callback_attachment USING PRIMARY KEY (address=?)";
+    for sql in [FIND, END_ATTACHED, KEEP] {
+        check(&pool, sql, by_address).await;
+    }
+    check(&pool, ROUSE, "SEARCH callback_outbox USING INDEX callback_outbox_address (address=?)").await;
+    let by_id = "SEARCH callback_outbox USING INDEX sqlite_autoindex_callback_outbox_1 (id=?)";
+    for sql in [HAND, PARK] {
+        check(&pool, sql, by_id).await;
+    }
+    let old = "SEARCH callback_attachment USING COVERING INDEX callback_attachment_until (until<?)";
+    check(&pool, CLEAN_ATTACHMENTS, old).await;
 }
 
 #[tokio::test]
