@@ -12,6 +12,9 @@ mod dial;
 mod handshake;
 mod link;
 mod tls;
+#[cfg(feature = "server")]
+#[cfg_attr(not(test), expect(dead_code, reason = "the hub and the receiver take connections in with it"))]
+mod upgrade;
 
 pub use config::{WsSinkBuilder, WsSinkError};
 pub use sink::WsSink;
