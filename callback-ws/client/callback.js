@@ -23,6 +23,7 @@
 
 const WELCOME = 10_000; // ms until a connection that says nothing is given up
 const BACKOFF = [250, 30_000]; // ms: the first wait at most, and any
+const STEADY = 30_000; // ms that a session lasts before the first wait is short again
 const KEPT = 100; // callbacks, for `result`; when nobody takes them, the service tries further ones again later
 const REMEMBERED = 512; // ids of callbacks that were taken: twice what may be unacknowledged
 
@@ -79,6 +80,7 @@ export class Client {
   #dsn = deferred();
   #lost = false;
   #failures = 0;
+  #greeted = 0;
   /** @type {ReturnType<typeof setTimeout> | undefined} */ #timer;
   /** @type {Map<string, Set<ReturnType<typeof deferred>>>} */ #waiters = new Map();
   /** @type {Set<(callback: Callback) => unknown>} */ #listeners = new Set();
@@ -196,6 +198,7 @@ export class Client {
   /** Connects again after a while, longer each time, at random: a service that starts is not met by all at once. */
   #retry() {
     this.#drop();
+    if (this.#state === "open" && Date.now() - this.#greeted >= STEADY) this.#failures = 0;
     const most = Math.min(BACKOFF[0] * 2 ** this.#failures++, BACKOFF[1]);
     this.#timer = setTimeout(() => this.#connect(), Math.random() * most);
     this.#turn("away");
@@ -228,7 +231,7 @@ export class Client {
   #welcome({ session, resume, resumed = false }) {
     if (this.#secret && !resumed) this.#over();
     clearTimeout(this.#timer);
-    this.#failures = 0;
+    this.#greeted = Date.now();
     this.#secret = resume;
     this.#address = session;
     this.#save();
