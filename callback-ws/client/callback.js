@@ -153,7 +153,7 @@ export class Client {
     this.#iterators.add(end);
     try {
       for (const kept of this.#kept.values()) {
-        if (kept.taken || this.#busy.has(kept.callback.id)) continue;
+        if (kept.taken) continue;
         queue.push({ callback: kept.callback, take: (taken) => (kept.taken ||= taken) && this.#save() });
       }
       while (queue.length || !this.#ended) {
@@ -176,7 +176,6 @@ export class Client {
   }
 
   #connect() {
-    if (this.#ended) return;
     this.#drop();
     const socket = new WebSocket(this.#url, "callback.v1");
     this.#socket = socket;
@@ -282,14 +281,15 @@ export class Client {
     this.#answer({ ack: id });
   }
 
-  /** Forgets what is too much; false where all of that waits to be taken. */
+  /** Forgets what is too much; false where too much waits to be taken. */
   #trim() {
     for (const [id, { taken }] of this.#kept) {
       if (this.#kept.size <= KEPT) break;
-      if (taken && !this.#busy.has(id)) this.#kept.delete(id);
+      if (taken) this.#kept.delete(id);
     }
     for (const id of this.#seen) if (this.#seen.size > REMEMBERED && !this.#kept.has(id)) this.#seen.delete(id);
-    return this.#kept.size <= KEPT;
+    const waiting = [...this.#kept].filter(([id, { taken }]) => !taken && !this.#busy.has(id));
+    return waiting.length <= KEPT;
   }
 
   /** @param {object} answer */

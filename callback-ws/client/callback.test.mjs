@@ -275,6 +275,10 @@ test("after 4410 those who wait are told, and a new session begins", async () =>
   assert.equal(await dsn, "session://b", "whoever asks meanwhile is told the new address");
   assert.deepEqual(sessions[1], { dsn: "session://b", resumed: false, lost: true });
   assert.equal((await client.result("task-m1")).id, "m1", "what was kept is not lost");
+  third.socket.terminate();
+  (await peers.next()).welcome("b", "b.2", true);
+  while (sessions.length < 3) await new Promise(setImmediate);
+  assert.deepEqual(sessions[2], { dsn: "session://b", resumed: true, lost: false });
 });
 
 test("a welcome to another session counts as the end of the former", async () => {
@@ -328,8 +332,8 @@ test("a page that is loaded again resumes, and gets what nobody had taken", asyn
   await taken;
   peer.send(result("m2"));
   peer.send(result("m3"));
-  await client.result("task-m3");
   for (const id of ["m1", "m2", "m3"]) assert.deepEqual(await peer.next(), { ack: id });
+  await client.result("task-m3");
   client.close();
 
   const shown = [];
@@ -400,15 +404,15 @@ test("what nobody takes is kept up to a limit, and what was taken makes room", a
 
 test("ids are remembered for longer than the callbacks", async () => {
   const shown = [];
-  const { peer } = await opened({ onmessage: ({ id }) => void shown.push(id) });
+  const { peer } = await opened({ onmessage: ({ id }) => (shown.push(id), id !== "m5") });
   for (let n = 0; n < 600; n++) peer.send(result(`m${n}`));
   for (let n = 0; n < 600; n++) await peer.next();
-  peer.send(result("m300"));
-  peer.send(result("m0"));
-  await peer.next();
-  await peer.next();
+  for (const id of ["m300", "m5", "m0"]) {
+    peer.send(result(id));
+    assert.deepEqual(await peer.next(), { ack: id });
+  }
   assert.equal(shown.length, 601);
-  assert.equal(shown.at(-1), "m0", "the oldest ids are forgotten");
+  assert.equal(shown.at(-1), "m0", "the oldest ids are forgotten, but for what is kept");
 });
 
 test("an iterator has what was kept, and what comes", async () => {
@@ -435,6 +439,8 @@ test("an iterator acknowledges what it hands out, and leaves the rest", async ()
   assert.deepEqual(await peer.next(), { ack: "m1" });
   await iterator.return();
   assert.deepEqual(await peer.next(), { ack: "m2" });
+  peer.send(result("m3"));
+  assert.deepEqual(await peer.next(), { ack: "m3" }, "it is not asked any more");
   const other = client[Symbol.asyncIterator]();
   assert.equal((await other.next()).value.id, "m2");
 });
@@ -507,14 +513,19 @@ test("who is back on the network, or in view, connects at once", async (t) => {
     document: Object.assign(page, { visibilityState: "hidden" }),
   });
   t.after(() => ["addEventListener", "removeEventListener", "document"].forEach((name) => delete globalThis[name]));
-  const { client, peer } = await opened();
+  const states = [];
+  const { client, peer } = await opened({ onstate: (state) => states.push(state) });
   page.visibilityState = "visible";
   page.dispatchEvent(new Event("visibilitychange")); // with an open connection: nothing
+  assert.equal(client.state, "open");
+  peer.send(result("late")); // to a connection that is dropped
   page.dispatchEvent(new Event("online"));
   assert.equal(await peer.closed(), 1005, "a connection from before may be dead");
   const second = await peers.next();
   assert.deepEqual(await second.next(), { resume: "a.1" });
   second.welcome("a", "a.2", true);
+  while (client.state !== "open") await new Promise(setImmediate);
+  assert.deepEqual(states, ["open", "connecting", "open"]);
 
   timers(); // that never run out
   second.socket.terminate();
