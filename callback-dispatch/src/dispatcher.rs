@@ -3,10 +3,11 @@
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 use crate::Transaction;
 use crate::{
-    AcceptError, Bare, Clock, DeadLetters, EndError, Event, Health, Interrupted, Lane, Notice, Outbox, OutboxError,
-    Outcome, Profile, Refusal, StartError, Subscriptions, SystemClock, Task, Validator, WorkerBuilder,
+    AcceptError, Attach, AttachError, Attachment, Bare, Clock, DeadLetters, EndError, Event, Health, Interrupted, Lane,
+    Notice, Outbox, OutboxError, Outcome, Profile, Refusal, StartError, Subscriptions, SystemClock, Task, Validator,
+    WorkerBuilder,
     clock::Micros,
-    engine::{Engine, Expiring, Outage},
+    engine::{Engine, Expiring, Local, Outage},
     failpoint,
     lane::{Bounds, Lanes, OpenBreaker, Pool},
     measure,
@@ -17,7 +18,7 @@ use crate::{
 };
 use callback_core::{Destination, Dsn, DsnError, Keys, Message, MessageId, Schedule, Sink, TaskId};
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     sync::{
         Arc, Mutex,
@@ -84,6 +85,7 @@ impl Dispatcher {
         DispatcherBuilder {
             store: outbox.erase().0,
             sinks: Vec::new(),
+            local: HashSet::new(),
             keys: Keys::new(),
             schedule: Schedule::default(),
             deadline: Duration::from_secs(20),
@@ -276,6 +278,37 @@ impl Dispatcher {
         }
     }
 
+    /// Attaches a Dsn of a [local sink](DispatcherBuilder::local_sink): what waits for it is attempted by this process, at
+    /// once, and so is what comes, for as long as the [`Attachment`] lives.
+    ///
+    /// It is stored before this resolves. A former attachment of the Dsn, of this process or another, is in force no more, and
+    /// its secret is void.
+    ///
+    /// # Errors
+    /// When its scheme has no local sink, the sink refuses the Dsn, the dispatcher is closed, or the outbox failed.
+    ///
+    /// # Cancellation
+    /// The Dsn may be attached, and let go of at once: then its client is away.
+    pub async fn attach(&self, dsn: &Dsn, attach: Attach) -> Result<Attachment, AttachError> {
+        self.engine().attach(dsn, None, attach).await
+    }
+
+    /// Attaches a Dsn again for a client that comes back, and shows what it was known by.
+    ///
+    /// `presented` is the digest of the secret that it shows: that of the last [`attach`](Self::attach) or `resume`, or the
+    /// one that was presented then. So a client may come back that never heard of its last secret; once that was presented, the
+    /// one before it is void.
+    ///
+    /// # Errors
+    /// [`AttachError::Unknown`] when there is no such attachment, its time is over, or `presented` is another; and those of
+    /// [`attach`](Self::attach).
+    ///
+    /// # Cancellation
+    /// The Dsn may be attached, and let go of at once. The client may come back with what it presented.
+    pub async fn resume(&self, dsn: &Dsn, presented: [u8; 32], attach: Attach) -> Result<Attachment, AttachError> {
+        self.engine().attach(dsn, Some(presented), attach).await
+    }
+
     /// Says that somebody else has stored something: it is looked for at once. Harmless when untrue.
     pub fn wake(&self) {
         self.engine().expiring.look_again();
@@ -310,6 +343,7 @@ impl Dispatcher {
                 Err(_elapsed) => tracing::error!(?sink, "a sink did not close in time"),
             }
         }
+        engine.leave_all(CLOSE_LIMIT).await;
         engine.store.close().await;
         engine.forget();
     }
@@ -334,6 +368,7 @@ impl fmt::Debug for Dispatcher {
 pub struct DispatcherBuilder {
     store: Arc<dyn Store>,
     sinks: Vec<Arc<dyn Sink>>,
+    local: HashSet<String>,
     keys: Keys,
     schedule: Schedule,
     deadline: Duration,
@@ -359,6 +394,19 @@ impl DispatcherBuilder {
     pub fn sink(mut self, sink: impl Sink) -> Self {
         self.sinks.push(Arc::new(sink));
         self
+    }
+
+    /// Adds a sink whose destinations come to us: what goes to its schemes is attempted only while this process has
+    /// [attached](Dispatcher::attach) the Dsn. Until then it waits, and uses up no attempt.
+    ///
+    /// What its `deliver` answers as [`Unavailable`](callback_core::ErrorKind::Unavailable) with
+    /// [`Phase::Connect`](callback_core::Phase::Connect) was no attempt: the message waits for the next attachment, and is
+    /// tried again a second later while this one is in force. After other failures it waits by the schedule, but for the next
+    /// attachment at most. What goes to a Dsn that is not attached, and is not kept, is dead as
+    /// [`Gone`](callback_core::ErrorKind::Gone). Lanes to such destinations have no breaker.
+    pub fn local_sink(mut self, sink: impl Sink) -> Self {
+        self.local.extend(sink.schemes().iter().map(|scheme| (*scheme).to_owned()));
+        self.sink(sink)
     }
 
     /// Sets who signs: a [`Signer`](callback_core::Signer) for all, or [`Keys`] by caller and destination.
@@ -524,10 +572,13 @@ impl DispatcherBuilder {
         let bounds = Bounds {
             lane: self.lane,
             special: self.lanes,
+            local: self.local.clone(),
             host_in_flight: self.host_in_flight,
             host_per_second: self.host_per_second,
         };
+        let closed = CancellationToken::new();
         let engine = Arc::new(Engine {
+            local: Arc::new(Local::new(self.local, closed.clone())),
             store: self.store,
             sinks,
             keys: self.keys,
@@ -556,12 +607,15 @@ impl DispatcherBuilder {
             latest: AtomicI64::new(i64::MIN),
             set_back: AtomicBool::new(false),
             closing: CancellationToken::new(),
-            closed: CancellationToken::new(),
+            closed,
             tasks: TaskTracker::new(),
             runtime: runtime::Handle::current(),
         });
         let now = engine.now();
-        for open in breakers.iter().filter(|open| open.until.after(OpenBreaker::KEPT) >= now) {
+        let is_kept = |open: &&OpenBreaker| {
+            open.until.after(OpenBreaker::KEPT) >= now && !engine.lanes.bounds().is_local(&open.lane.destination)
+        };
+        for open in breakers.iter().filter(is_kept) {
             engine.lanes.restore(open, open.until.since(now));
             measure::breaker_opened();
         }
@@ -571,6 +625,9 @@ impl DispatcherBuilder {
         engine.tasks.spawn(Arc::clone(&engine).expire_until_closed());
         engine.tasks.spawn(Arc::clone(&engine).clean_until_closed());
         engine.tasks.spawn(Arc::clone(&engine).name_missing_handlers());
+        if !engine.local.is_unused() {
+            engine.tasks.spawn(Arc::clone(&engine).keep_attached_until_closed());
+        }
         Ok(Dispatcher(Arc::new(Handle { engine })))
     }
 }

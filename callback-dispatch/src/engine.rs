@@ -8,6 +8,7 @@ mod expire;
 #[cfg(test)]
 mod faulty;
 mod gone;
+mod local;
 mod outage;
 mod run;
 mod subscribe;
@@ -16,6 +17,7 @@ mod unknown;
 mod waiter;
 
 pub(crate) use expire::Expiring;
+pub(crate) use local::Local;
 pub(crate) use outage::Outage;
 
 use crate::{
@@ -72,6 +74,8 @@ pub(crate) struct Engine {
     pub(crate) body_limit: usize,
     pub(crate) lanes: Lanes,
     pub(crate) notices: Notices,
+    /// What local sinks reach here.
+    pub(crate) local: Arc<Local>,
     /// Bytes of rows in memory.
     pub(crate) memory: Arc<Pool>,
     pub(crate) expiring: Expiring,
@@ -113,6 +117,13 @@ pub(crate) struct State {
     /// Dsns that are no more, until all that waited for them is given up.
     gone: Vec<Dsn>,
     pub(crate) waiting: HashMap<TaskId, Vec<oneshot::Sender<()>>>,
+}
+
+impl State {
+    /// Whether what waits for this Dsn is being given up.
+    fn is_gone(&self, dsn: &Dsn) -> bool {
+        self.gone.contains(dsn)
+    }
 }
 
 /// What is to be known of a row while it is in hand.
@@ -270,7 +281,7 @@ impl Engine {
             dsn: row.dsn.clone(),
             cancelled: CancellationToken::new(),
             begun: AtomicBool::new(false),
-            gone: AtomicBool::new(row.dsn.as_ref().is_some_and(|dsn| state.gone.contains(dsn))),
+            gone: AtomicBool::new(row.dsn.as_ref().is_some_and(|dsn| state.is_gone(dsn))),
             subscription: row.subscribed.as_ref().map(|it| it.to.id),
             left: AtomicBool::new(false),
         });

@@ -57,6 +57,27 @@ pub enum AcceptError {
     },
 }
 
+/// Why a Dsn was not attached.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttachError {
+    /// The dispatcher is closing.
+    #[error("the dispatcher is closed")]
+    Closed,
+    /// The Dsn cannot be used.
+    #[error(transparent)]
+    Dsn(#[from] DsnError),
+    /// No [local sink](crate::DispatcherBuilder::local_sink) serves its scheme.
+    #[error("no local sink serves the scheme {0}")]
+    NotLocal(String),
+    /// The outbox failed.
+    #[error("the outbox failed")]
+    Outbox(#[source] OutboxError),
+    /// It is not kept, its time is over, or another secret was presented.
+    #[error("there is no such attachment")]
+    Unknown,
+}
+
 /// Why a dispatcher did not start.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -12,8 +12,11 @@ use crate::row::digest;
 use callback_core::Destination;
 use health::Health;
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
@@ -120,6 +123,8 @@ impl OpenBreaker {
 pub(crate) struct Bounds {
     pub(crate) lane: Lane,
     pub(crate) special: HashMap<Destination, Lane>,
+    /// Schemes whose lanes have no breaker: their far ends say themselves whether they are there.
+    pub(crate) local: HashSet<String>,
     /// Attempts at once to one destination, over all callers.
     pub(crate) host_in_flight: usize,
     pub(crate) host_per_second: Option<f64>,
@@ -127,7 +132,12 @@ pub(crate) struct Bounds {
 
 impl Bounds {
     pub(crate) fn of(&self, destination: &Destination) -> Lane {
-        self.special.get(destination).copied().unwrap_or(self.lane)
+        let lane = self.special.get(destination).copied().unwrap_or(self.lane);
+        if self.is_local(destination) { Lane { failures: u32::MAX, ..lane } } else { lane }
+    }
+
+    pub(crate) fn is_local(&self, destination: &Destination) -> bool {
+        self.local.contains(destination.scheme())
     }
 
     /// Whether the ordering keys of a destination stop at what is given up.
@@ -174,6 +184,8 @@ impl<K, V> Known<K, V> {
 pub(crate) struct Host {
     pub(crate) attempts: Semaphore,
     pub(crate) rate: Option<Rate>,
+    /// How often the pauses of its lanes were lifted.
+    lifted: AtomicU32,
 }
 
 #[derive(Debug)]
@@ -192,6 +204,8 @@ struct LaneState {
     health: Health,
     /// Permits in use beyond the window: so many are not given back.
     surplus: usize,
+    /// What its host's was when it was looked at.
+    lifted: u32,
 }
 
 /// A place among the attempts of a lane; gives itself back.
@@ -245,12 +259,14 @@ impl Lanes {
         open.make_room(|lane| lane.slots.used() > 0 || Arc::strong_count(lane) > 1 || lane.closed_until(now).is_some());
         let bounds = self.bounds.of(&key.destination);
         let health = health();
+        let host = self.host(&key.destination, bounds.in_flight);
+        let lifted = host.lifted.load(Ordering::Acquire);
         let lane = Arc::new(OpenLane {
             attempts: Semaphore::new(health.window()),
             slots: Pool::waking(IN_MEMORY * health.window(), &self.wake),
-            state: Mutex::new(LaneState { health, surplus: 0 }),
+            state: Mutex::new(LaneState { health, surplus: 0, lifted }),
             rate: Rate::new(bounds.per_second),
-            host: self.host(&key.destination, bounds.in_flight),
+            host,
             bounds,
         });
         open.all.insert(key.clone(), Arc::clone(&lane));
@@ -265,9 +281,16 @@ impl Lanes {
         hosts.make_room(|host| Arc::strong_count(host) > 1);
         let in_flight = self.bounds.host_in_flight.max(lane).min(Semaphore::MAX_PERMITS);
         let rate = Rate::new(self.bounds.host_per_second);
-        let host = Arc::new(Host { attempts: Semaphore::new(in_flight), rate });
+        let host = Arc::new(Host { attempts: Semaphore::new(in_flight), rate, lifted: AtomicU32::new(0) });
         hosts.all.insert(destination.clone(), Arc::clone(&host));
         host
+    }
+
+    /// Ends the pauses that lanes to this destination make.
+    pub(crate) fn lift(&self, destination: &Destination) {
+        if let Some(host) = lock(&self.hosts).all.get(destination) {
+            host.lifted.fetch_add(1, Ordering::AcqRel);
+        }
     }
 
     /// How much is in memory, over all lanes and in the fullest of them.
@@ -300,7 +323,13 @@ impl OpenLane {
 
     /// Until when nothing is sent.
     pub(crate) fn closed_until(&self, now: Instant) -> Option<Instant> {
-        self.state().health.closed_until(now)
+        let lifted = self.host.lifted.load(Ordering::Acquire);
+        let mut state = self.state();
+        if state.lifted != lifted {
+            state.lifted = lifted;
+            state.health.open();
+        }
+        state.health.closed_until(now)
     }
 
     pub(crate) fn is_doubtful(&self) -> bool {
@@ -359,7 +388,8 @@ mod tests {
     }
 
     fn lanes(lane: Lane) -> Lanes {
-        let bounds = Bounds { lane, special: HashMap::new(), host_in_flight: 4, host_per_second: None };
+        let local = HashSet::from(["session".to_owned()]);
+        let bounds = Bounds { lane, special: HashMap::new(), local, host_in_flight: 4, host_per_second: None };
         Lanes::new(bounds, &Arc::default())
     }
 

@@ -7,6 +7,7 @@
 mod dispatcher;
 mod worker;
 
+mod attach;
 mod event;
 mod outcome;
 mod profile;
@@ -33,10 +34,11 @@ mod row;
 mod seal;
 mod state;
 
+pub use attach::{Attach, Attachment};
 pub use clock::{Clock, SystemClock, TokioClock};
 pub use dead_letter::{Cursor, DeadLetter, DeadLetterQuery, DeadLetters, FailedAttempt, Page};
 pub use dispatcher::{Dispatcher, DispatcherBuilder};
-pub use error::{AcceptError, ChangeError, EndError, StartError, WorkerError};
+pub use error::{AcceptError, AttachError, ChangeError, EndError, StartError, WorkerError};
 pub use event::Event;
 pub use health::{Health, Refusal};
 pub use lane::Lane;

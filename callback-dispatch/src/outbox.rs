@@ -1,5 +1,6 @@
 //! Where tasks and undelivered messages live until they end.
 
+mod attachment;
 mod codec;
 mod memory;
 #[cfg(feature = "postgres")]
@@ -7,6 +8,9 @@ mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
+pub(crate) use attachment::{
+    Attaching, AttachmentId, AttachmentRow, Holder, Keep, Keeping, Parked, Parking, SecretDigest,
+};
 pub use memory::MemoryOutbox;
 #[cfg(feature = "postgres")]
 pub use postgres::{PostgresOutbox, PostgresOutboxBuilder};
@@ -232,8 +236,8 @@ pub(crate) enum Write {
         limit: usize,
     },
     /// Deletes what has ended before then, but for dead rows, and subscriptions that a row is left of; what has an
-    /// idempotency key has a time of its own, and so have breakers. Ends the subscriptions that have got the one event that they
-    /// may get, and have no open row of it left, however that ended.
+    /// idempotency key has a time of its own, and so have breakers, which attachments share. Ends the subscriptions that
+    /// have got the one event that they may get, and have no open row of it left, however that ended.
     Clean {
         now: Micros,
         before: Micros,
@@ -258,6 +262,19 @@ pub(crate) enum Write {
     PullIn(PullIn),
     OpenBreaker(OpenBreaker),
     CloseBreaker(LaneKey),
+    /// A Dsn comes to this process: as many rows of it are due as are counted. `Unknown` if who comes back is not known,
+    /// `Superseded` without a lease.
+    Attach(Attaching),
+    /// Makes rows of this Dsn due that nobody holds; how many.
+    Rouse {
+        dsn: Dsn,
+        now: Micros,
+        limit: usize,
+    },
+    /// A row waits until its Dsn is attached: `Parked` says where that is.
+    Park(Parking),
+    /// What became of attachments of this process: `Replaced` names those whose place another has taken.
+    KeepAttached(Vec<Keeping>),
     /// Gives back what a dead process held.
     Recover,
     /// A change of what is sealed by which key.
@@ -348,6 +365,10 @@ pub(crate) enum Written {
     Count(u64),
     /// These have ended.
     Ended(Vec<TaskId>),
+    /// Where the Dsn of a row is, and what became of the row by it.
+    Parked(Parked),
+    /// The place of these was taken by others.
+    Replaced(Vec<AttachmentId>),
     /// So many values were sealed anew, up to the last one; none is left after it if there is no last one.
     #[cfg(feature = "seal")]
     Resealed { last: Option<i64>, changed: u64 },

@@ -9,7 +9,7 @@ use futures_util::{Sink, SinkExt, Stream, StreamExt};
 use std::{
     collections::VecDeque,
     future::poll_fn,
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -35,6 +35,9 @@ const UNANSWERED_PINGS: u32 = 1_000;
 
 /// What waits for a frame's end.
 pub(crate) type Reply = oneshot::Sender<Result<Receipt, Failure>>;
+
+/// The queue of a connection. Jobs are boxed: most queues are empty, and have room for many.
+pub(crate) type Jobs = mpsc::Receiver<Box<Job>>;
 
 /// One attempt that is to be delivered.
 pub(crate) struct Job {
@@ -72,22 +75,30 @@ enum Why {
     /// The peer closed it, and gets its answer.
     Closed(Option<u16>),
     Broken(&'static str, Option<CloseCode>),
+    /// Whoever drives it has had enough.
+    Stopped(CloseCode),
 }
 
 /// Delivers jobs over a socket until it ends: all that were written have their reply then.
 ///
-/// After long without work, `retire` is asked whether the connection may end.
+/// After long without work, `retire` is asked whether the connection may end. When `stop` is ready, it ends with that code.
 pub(crate) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
     socket: WebSocketStream<S>,
     session: Session<Reply>,
-    jobs: &mut mpsc::Receiver<Job>,
-    first: Option<Job>,
-    retire: impl Fn(&mpsc::Receiver<Job>) -> bool + Sync,
+    jobs: &mut Jobs,
+    first: Option<Box<Job>>,
+    retire: impl Fn(&Jobs) -> bool + Sync,
+    stop: impl Future<Output = CloseCode>,
 ) -> Ended {
     let timer = Box::pin(sleep_until(session.next(now()).into()));
     let mut connection =
         Connection { socket, session, first, control: VecDeque::new(), is_dirty: false, unanswered: 0, timer };
-    let why = poll_fn(|context| connection.poll(context, jobs, &retire)).await;
+    let mut stop = pin!(stop);
+    let why = poll_fn(|context| match stop.as_mut().poll(context) {
+        Poll::Ready(code) => Poll::Ready(Why::Stopped(code)),
+        Poll::Pending => connection.poll(context, jobs, &retire),
+    })
+    .await;
 
     let Connection { mut socket, session, first, .. } = connection;
     let was_of_use = session.acknowledged() > 0;
@@ -95,6 +106,7 @@ pub(crate) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
         Why::Retired => (End::Broken("the connection was closed"), Some(CloseCode::Normal)),
         Why::Closed(code) => (End::Closed(code), None),
         Why::Broken(reason, code) => (End::Broken(reason), code),
+        Why::Stopped(code) => (End::Stopped, Some(code)),
     };
     let is_retired = matches!(why, Why::Retired);
     let (left, pace) = session.end(end);
@@ -105,7 +117,7 @@ pub(crate) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
         first.fail(Failure::unavailable(callback_core::Phase::Write, "the connection was lost"));
     }
     if code.is_some() || matches!(why, Why::Closed(_)) {
-        let _ = timeout(GOODBYE, say_goodbye(&mut socket, code)).await;
+        say_goodbye(&mut socket, code).await;
     }
     Ended { pace, was_of_use, is_retired }
 }
@@ -114,18 +126,25 @@ fn now() -> std::time::Instant {
     Instant::now().into_std()
 }
 
-async fn say_goodbye<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut WebSocketStream<S>, code: Option<CloseCode>) {
-    if let Some(code) = code {
-        let _ = socket.send(Frame::Close(Some(CloseFrame { code, reason: "".into() }))).await;
-    }
-    while let Some(Ok(_)) = socket.next().await {}
+/// Closes a socket, with a code or in answer to the peer's close, and hears the peer out for a moment.
+pub(crate) async fn say_goodbye<S: AsyncRead + AsyncWrite + Unpin>(
+    socket: &mut WebSocketStream<S>,
+    code: Option<CloseCode>,
+) {
+    let goodbye = async {
+        if let Some(code) = code {
+            let _ = socket.send(Frame::Close(Some(CloseFrame { code, reason: "".into() }))).await;
+        }
+        while let Some(Ok(_)) = socket.next().await {}
+    };
+    let _ = timeout(GOODBYE, goodbye).await;
 }
 
 struct Connection<S> {
     socket: WebSocketStream<S>,
     session: Session<Reply>,
     /// The job that the connection was made for.
-    first: Option<Job>,
+    first: Option<Box<Job>>,
     /// Pings that are to be written.
     control: VecDeque<Frame>,
     /// Whether something was written since the last flush.
@@ -136,12 +155,7 @@ struct Connection<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
-    fn poll(
-        &mut self,
-        context: &mut Context<'_>,
-        jobs: &mut mpsc::Receiver<Job>,
-        retire: &impl Fn(&mpsc::Receiver<Job>) -> bool,
-    ) -> Poll<Why> {
+    fn poll(&mut self, context: &mut Context<'_>, jobs: &mut Jobs, retire: &impl Fn(&Jobs) -> bool) -> Poll<Why> {
         loop {
             // A peer that reads slowly blocks the writing, and is read from all the same.
             if let Poll::Ready(why) = self.poll_write(context, jobs) {
@@ -179,7 +193,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// Writes all there is room for, and flushes once; is never ready but at the end.
-    fn poll_write(&mut self, context: &mut Context<'_>, jobs: &mut mpsc::Receiver<Job>) -> Poll<Why> {
+    fn poll_write(&mut self, context: &mut Context<'_>, jobs: &mut Jobs) -> Poll<Why> {
         let lost = |_error| Why::Broken("the connection was lost", None);
         if jobs.sender_strong_count() == 0 && jobs.is_empty() {
             // Also while the peer reads nothing, and what was written takes all the room.
@@ -261,7 +275,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
             Some(Ok(Frame::Pong(payload))) => self.session.received(Incoming::Pong(payload), now()),
             Some(Ok(Frame::Close(close))) => return Some(Why::Closed(close.as_ref().map(|close| close.code.into()))),
-            Some(Err(error)) => return Some(broken(error)),
+            Some(Err(error)) => {
+                let (reason, code) = complaint(error);
+                return Some(Why::Broken(reason, code));
+            }
             None => return Some(Why::Broken("the connection was lost", None)),
         };
         let Ok(settled) = received else {
@@ -274,15 +291,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 }
 
-fn broken(error: &Error) -> Why {
+/// Why a socket that fails is of no use any more, and the code that says so to a peer that broke the rules.
+pub(crate) fn complaint(error: &Error) -> (&'static str, Option<CloseCode>) {
     match error {
         Error::Capacity(CapacityError::MessageTooLong { .. }) => {
-            Why::Broken("the peer sent a frame that is too large", Some(CloseCode::Size))
+            ("the peer sent a frame that is too large", Some(CloseCode::Size))
         }
-        Error::Utf8(_) => Why::Broken("the peer sent a text that is not UTF-8", Some(CloseCode::Invalid)),
-        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => Why::Broken("the connection was lost", None),
-        Error::Protocol(_) => Why::Broken("the peer broke the rules of WebSocket", Some(CloseCode::Protocol)),
-        _ => Why::Broken("the connection was lost", None),
+        Error::Utf8(_) => ("the peer sent a text that is not UTF-8", Some(CloseCode::Invalid)),
+        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => ("the connection was lost", None),
+        Error::Protocol(_) => ("the peer broke the rules of WebSocket", Some(CloseCode::Protocol)),
+        _ => ("the connection was lost", None),
     }
 }
 

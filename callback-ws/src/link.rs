@@ -1,7 +1,7 @@
 //! The connections of a sink: one a Dsn, made when it is needed, and made again when it was lost.
 
 use crate::{
-    connection::{Job, drive},
+    connection::{Job, Jobs, drive},
     dial::Dialler,
     outcome::Failure,
     session::{Pace, Session},
@@ -9,6 +9,7 @@ use crate::{
 use callback_core::{Dsn, ErrorKind, Phase};
 use std::{
     collections::HashMap,
+    future::pending,
     hash::{BuildHasher, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
@@ -57,7 +58,7 @@ struct ByDsn {
 /// One link, until its socket is cut: there is no second one to its Dsn before.
 struct Link {
     /// None where it is leaving.
-    jobs: Option<mpsc::Sender<Job>>,
+    jobs: Option<mpsc::Sender<Box<Job>>>,
     /// When it was asked for last.
     asked: u64,
     /// Cancelled when it is gone.
@@ -66,7 +67,7 @@ struct Link {
 
 /// Where a job can be put.
 pub(crate) enum Place {
-    Open(mpsc::Sender<Job>),
+    Open(mpsc::Sender<Box<Job>>),
     /// Nowhere until this is cancelled: a connection has to end first.
     Leaving(CancellationToken),
 }
@@ -155,7 +156,7 @@ impl Links {
     }
 
     /// Lets the link go whose queue this is, if nobody else holds it.
-    fn retire(&self, dsn: &Dsn, jobs: &mpsc::Receiver<Job>) -> bool {
+    fn retire(&self, dsn: &Dsn, jobs: &Jobs) -> bool {
         let mut by_dsn = self.lock();
         match jobs.sender_strong_count() {
             0 => true,
@@ -182,8 +183,8 @@ impl Drop for Links {
 }
 
 /// One link: a socket at a time, as long as there is work.
-async fn run(dsn: Dsn, mut jobs: mpsc::Receiver<Job>, links: Weak<Links>, over: CancellationToken) {
-    let retire = |jobs: &mpsc::Receiver<Job>| links.upgrade().is_none_or(|links| links.retire(&dsn, jobs));
+async fn run(dsn: Dsn, mut jobs: Jobs, links: Weak<Links>, over: CancellationToken) {
+    let retire = |jobs: &Jobs| links.upgrade().is_none_or(|links| links.retire(&dsn, jobs));
     let (mut pace, mut failures, mut not_before) = (Pace::default(), 0, Instant::now());
     loop {
         let mut first = match timeout(IDLE, jobs.recv()).await {
@@ -208,7 +209,7 @@ async fn run(dsn: Dsn, mut jobs: mpsc::Receiver<Job>, links: Weak<Links>, over: 
         match opened {
             Ok((socket, subprotocol)) => {
                 let session = Session::new(subprotocol, pace, Some(IDLE), Instant::now().into_std());
-                let ended = drive(socket, session, &mut jobs, Some(first), retire).await;
+                let ended = drive(socket, session, &mut jobs, Some(first), retire, pending()).await;
                 if ended.is_retired {
                     return;
                 }
@@ -256,7 +257,7 @@ mod tests {
         let message = Message::builder("a").build().expect("valid");
         let attempt = Attempt::new(1, SystemTime::now(), Instant::now().into_std());
         let job = Job { message, attempt, reply: oneshot::channel().0 };
-        assert!(sender.try_send(job).is_ok());
+        assert!(sender.try_send(Box::new(job)).is_ok());
         drop(sender);
         assert!(!links.retire(&dsn, &jobs), "a job waits");
         assert!(links.lock().links[&dsn].jobs.is_some());

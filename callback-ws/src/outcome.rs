@@ -1,11 +1,12 @@
 //! What a peer's answer means.
 
 use crate::wire::{Subprotocol, Verdict};
-use callback_core::{ErrorKind, Evidence, Phase, Receipt, SinkError};
+use callback_core::{Attempt, ErrorKind, Evidence, Phase, Receipt, SinkError};
 use std::{
     borrow::Cow,
     time::{Duration, SystemTime},
 };
+use tokio::time::Instant;
 
 /// Why a message was not delivered: a [`SinkError`] that can be cloned, since one failure is that of many messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,6 +116,24 @@ fn closed_text(code: Option<u16>) -> String {
     }
 }
 
+/// The deadline passed.
+pub(crate) fn too_late() -> SinkError {
+    SinkError::timed_out("no answer in time").with_phase(Phase::Answer)
+}
+
+/// Whether an attempt has no time left.
+pub(crate) fn is_over(attempt: &Attempt) -> bool {
+    attempt.deadline() <= Instant::now().into_std()
+}
+
+/// Why a frame was left unwritten: its time was over, or the connection's was.
+pub(crate) fn unwritten(attempt: &Attempt) -> SinkError {
+    if is_over(attempt) {
+        return too_late();
+    }
+    SinkError::unavailable("the connection was closed").with_phase(Phase::Write)
+}
+
 /// Whether a code says that a message is the cause.
 pub(crate) fn is_about_a_message(code: Option<u16>) -> bool {
     matches!(code, Some(1003 | 1007 | 1008 | 1009))
@@ -123,7 +142,7 @@ pub(crate) fn is_about_a_message(code: Option<u16>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ErrorKind::{Gone, Refused, Throttled, TooLarge, Unauthorized, Unavailable, Unroutable};
+    use ErrorKind::{Gone, Refused, Throttled, TimedOut, TooLarge, Unauthorized, Unavailable, Unroutable};
 
     #[test]
     fn every_close_code_means_one_thing() {
@@ -196,5 +215,13 @@ mod tests {
         assert_eq!(receipt(Subprotocol::CallbackV1).evidence(), &Evidence::Acknowledged);
         assert_eq!(receipt(Subprotocol::CloudEvents).evidence(), &Evidence::Pong);
         assert_eq!(receipt(Subprotocol::Bare).evidence(), &Evidence::Pong);
+    }
+
+    #[test]
+    fn a_frame_left_unwritten_after_its_deadline_timed_out() {
+        let unwritten = |deadline| unwritten(&Attempt::new(1, SystemTime::now(), deadline)).kind();
+        let now = std::time::Instant::now();
+        assert_eq!(unwritten(now), TimedOut);
+        assert_eq!(unwritten(now + Duration::from_secs(60)), Unavailable);
     }
 }

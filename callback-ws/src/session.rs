@@ -37,7 +37,7 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    const ONE_AT_A_TIME: Self = Self { missing: WINDOW };
+    pub(crate) const ONE_AT_A_TIME: Self = Self { missing: WINDOW };
 
     pub(crate) fn window(self) -> usize {
         if self.missing == 0 { usize::from(WINDOW) } else { 1 }
@@ -104,6 +104,8 @@ pub(crate) enum End {
     Closed(Option<u16>),
     /// It broke, or we ended it, for this reason.
     Broken(&'static str),
+    /// We ended it, whatever was on it: as if it had never been.
+    Stopped,
 }
 
 /// One connection.
@@ -288,6 +290,7 @@ impl<T> Session<T> {
             End::Closed(code) if is_alone => outcome::closed(code),
             End::Closed(code) => outcome::closed_among_several(code),
             End::Broken(reason) => Failure::unavailable(Phase::Answer, reason),
+            End::Stopped => Failure::unavailable(Phase::Connect, "the connection was closed"),
         };
         let pace = match end {
             End::Closed(code) if self.in_flight.len() > 1 && outcome::is_about_a_message(code) => Pace::ONE_AT_A_TIME,

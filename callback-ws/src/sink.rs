@@ -5,14 +5,12 @@ use crate::{
     connection::Job,
     dial::Dialler,
     link::{Links, Place},
+    outcome::{is_over, too_late, unwritten},
 };
 use async_trait::async_trait;
-use callback_core::{Attempt, Dsn, DsnError, Message, Phase, Receipt, Sink, SinkError};
+use callback_core::{Attempt, Dsn, DsnError, Message, Receipt, Sink, SinkError};
 use std::{fmt, sync::Arc};
-use tokio::{
-    sync::oneshot,
-    time::{Instant, timeout_at},
-};
+use tokio::{sync::oneshot, time::timeout_at};
 use tokio_util::task::TaskTracker;
 
 /// Delivers messages to WebSocket servers, over `ws` and `wss`.
@@ -69,7 +67,7 @@ impl WsSink {
             };
             let (reply, ended) = oneshot::channel();
             let job = Job { message: message.clone(), attempt: attempt.clone(), reply };
-            if jobs.send(job).await.is_err() {
+            if jobs.send(Box::new(job)).await.is_err() {
                 // The link has ended in between: there will be another.
                 continue;
             }
@@ -79,22 +77,6 @@ impl WsSink {
             };
         }
     }
-}
-
-fn is_over(attempt: &Attempt) -> bool {
-    attempt.deadline() <= Instant::now().into_std()
-}
-
-fn too_late() -> SinkError {
-    SinkError::timed_out("no answer in time").with_phase(Phase::Answer)
-}
-
-/// Why a frame was left unwritten: its time was over, or the connection's was.
-fn unwritten(attempt: &Attempt) -> SinkError {
-    if is_over(attempt) {
-        return too_late();
-    }
-    SinkError::unavailable("the connection was closed").with_phase(Phase::Write)
 }
 
 #[async_trait]
@@ -134,20 +116,5 @@ impl Sink for WsSink {
 impl fmt::Debug for WsSink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WsSink").field("policy", &self.0.links.dialler().policy).finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use callback_core::ErrorKind;
-    use std::time::{Duration, SystemTime};
-
-    #[test]
-    fn a_frame_left_unwritten_after_its_deadline_timed_out() {
-        let unwritten = |deadline| unwritten(&Attempt::new(1, SystemTime::now(), deadline)).kind();
-        let now = std::time::Instant::now();
-        assert_eq!(unwritten(now), ErrorKind::TimedOut);
-        assert_eq!(unwritten(now + Duration::from_secs(60)), ErrorKind::Unavailable);
     }
 }

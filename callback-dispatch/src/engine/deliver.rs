@@ -1,6 +1,11 @@
 //! An attempt: from a row with a result to what the destination said of it.
 
-use super::{Engine, Hand, Place, attempt::Answer, chain};
+use super::{
+    Engine, Hand, Place,
+    attempt::Answer,
+    chain,
+    local::{Way, is_unconnected},
+};
 use crate::{
     Notice, OutboxError, SubscriptionEnd, failpoint,
     lane::{Breaker, LanePermit, OpenBreaker, OpenLane, Rate, Sign},
@@ -28,6 +33,11 @@ impl Engine {
         if row.subscribed.as_ref().is_some_and(|it| it.to.ended == Some(SubscriptionEnd::Cancelled)) {
             drop(place);
             self.leave_unattempted(&row).await;
+            return;
+        }
+        let way = self.way(&row);
+        let is_away = way != Way::Open && self.attachment(&row, way).is_none();
+        if is_away && self.park(&row, &place, hand, (way, None)).await {
             return;
         }
         let places = tokio::select! {
@@ -60,6 +70,12 @@ impl Engine {
             self.leave_unattempted(&row).await;
             return;
         }
+        let attachment = self.attachment(&row, way);
+        if way == Way::Local && attachment.is_none() {
+            drop(places);
+            self.park(&row, &place, hand, (way, None)).await;
+            return;
+        }
         let (begun, now) = (Instant::now(), self.now());
         let in_flight = measure::Ongoing::attempt();
         failpoint::reach("before-attempt");
@@ -68,6 +84,13 @@ impl Engine {
             () = self.closed.cancelled() => None,
             answer = self.attempt(&row, result, now) => Some(answer),
         };
+        if let (Way::Local, Some(Answer { result: Err(error), .. })) = (way, &attempt)
+            && is_unconnected(error)
+        {
+            drop((places, in_flight));
+            self.park(&row, &place, hand, (way, attachment)).await;
+            return;
+        }
         let attempt = attempt.map(|Answer { sign, result }| {
             measure::attempted(&row, result.as_ref(), begun.elapsed());
             self.learn(&row, &lane, sign);
@@ -99,6 +122,12 @@ impl Engine {
             &self.schedule,
             seed(row.id, number),
         );
+        let is_left = || self.attachment(&row, way) != attachment;
+        let verdict = match verdict {
+            // Its client has come back meanwhile, or is away: it waits for nothing else.
+            Verdict::Retry { .. } if is_left() => Verdict::Retry { due: answered },
+            verdict => verdict,
+        };
         let failed = answer.as_ref().err().map(|error| FailedRow {
             number,
             time: now,
@@ -128,6 +157,9 @@ impl Engine {
         // What was set back while it was stored was not pulled in.
         self.compare(answered, self.now());
         if stored {
+            if let (Verdict::Retry { .. }, Some(dsn)) = (verdict, row.dsn.as_ref().filter(|_| is_left())) {
+                self.rouse(dsn.clone());
+            }
             match verdict {
                 // It may have come due while it was stored, and have been passed over.
                 Verdict::Retry { due } if due <= self.now() => self.look_again(),
@@ -150,6 +182,7 @@ impl Engine {
             }
         }
         if let Some(dsn) = gone {
+            self.end_attached(dsn).await;
             self.bury(dsn).await;
         }
     }

@@ -16,7 +16,7 @@ impl Engine {
     /// Marks what is in hand for this Dsn, and what comes into hand until it is buried; whether it was not marked before.
     pub(super) fn mark_gone(&self, dsn: &Dsn, hand: &Arc<Hand>) -> bool {
         let mut state = self.state();
-        if hand.gone.load(Ordering::Acquire) || state.gone.contains(dsn) {
+        if hand.gone.load(Ordering::Acquire) || state.is_gone(dsn) {
             // The answer to another message came first.
             return false;
         }
@@ -45,6 +45,7 @@ impl Engine {
             }
         }
         self.state().gone.retain(|gone| gone != dsn);
+        self.local.buried.notify_waiters();
     }
 
     /// Ends a message that is not attempted any more.

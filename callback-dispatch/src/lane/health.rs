@@ -84,6 +84,11 @@ impl Health {
         self.closed_until.filter(|until| *until > now)
     }
 
+    /// Sends again at once, whatever pause it was asked for.
+    pub(crate) const fn open(&mut self) {
+        self.closed_until = None;
+    }
+
     /// Takes in what an attempt said.
     pub(crate) fn after(&mut self, sign: Sign, bounds: &Lane, now: Instant) -> Option<Breaker> {
         match sign {

@@ -1,8 +1,12 @@
 //! An outbox that lives and dies with the process.
 
+mod attached;
 mod subscribed;
 
-use super::{Claim, Done, Erase, Erased, NotQueued, Outbox, OutboxError, PullIn, Settle, Store, Write, Written};
+use super::{
+    AttachmentId, AttachmentRow, Claim, Done, Erase, Erased, NotQueued, Outbox, OutboxError, PullIn, Settle, Store,
+    Write, Written,
+};
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 use crate::{AcceptError, subscription::FanOut, transaction::Connection};
 use crate::{
@@ -47,6 +51,7 @@ struct State {
     turns: HashMap<OrderKey, BTreeMap<u64, u64>>,
     breakers: HashMap<LaneKey, OpenBreaker>,
     subscriptions: BTreeMap<SubscriptionId, Arc<SubscriptionRow>>,
+    attachments: HashMap<Dsn, (AttachmentId, AttachmentRow<[u8; 32]>)>,
     /// Pending rows that expire, by when they do.
     expiring: BTreeSet<(Micros, u64)>,
     ended: VecDeque<u64>,
@@ -336,6 +341,7 @@ impl State {
             Write::Expire { now, limit } => Written::Ended(self.expire(now, limit)),
             Write::Clean { now, before, keyed_before, breakers_before, limit } => {
                 self.breakers.retain(|_, open| open.until >= breakers_before);
+                self.attachments.retain(|_, (_, row)| row.until >= breakers_before);
                 let rows = self.clean(before, keyed_before, limit);
                 let spent = self.end_spent(now, limit);
                 Written::Count(rows.max(spent).max(self.clean_subscriptions(before, limit)))
@@ -352,6 +358,10 @@ impl State {
                 self.breakers.remove(&lane);
                 Written::Done
             }
+            Write::Attach(attaching) => self.attach(attaching),
+            Write::Rouse { dsn, now, limit } => Written::Count(self.rouse(&dsn, now, limit)),
+            Write::Park(parking) => self.park(&parking),
+            Write::KeepAttached(keeping) => self.keep_attached(keeping),
             Write::Recover => self.recover(),
             #[cfg(feature = "seal")]
             Write::Seal(_) => Written::Done,
@@ -433,6 +443,7 @@ impl State {
             };
             self.change(id, Micros(0), |_| true, give_back);
         }
+        self.let_go_of_all();
         Written::Done
     }
 

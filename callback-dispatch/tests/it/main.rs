@@ -4,6 +4,7 @@
 mod support;
 
 mod acceptance;
+mod attachments;
 mod cancellation;
 mod clock;
 mod close;

@@ -14,7 +14,8 @@ type Peer = WebSocketStream<DuplexStream>;
 
 /// A connection that is driven, with the pipe's other end, of which each direction holds so many bytes.
 struct Driven {
-    jobs: mpsc::Sender<Job>,
+    stop: oneshot::Sender<CloseCode>,
+    jobs: mpsc::Sender<Box<Job>>,
     peer: Peer,
     driving: JoinHandle<Ended>,
 }
@@ -24,9 +25,18 @@ async fn start(subprotocol: Subprotocol, buffer: usize) -> Driven {
     let socket = WebSocketStream::from_raw_socket(ours, Role::Client, Some(limits(4 << 10))).await;
     let peer = WebSocketStream::from_raw_socket(theirs, Role::Server, None).await;
     let (jobs, mut queue) = mpsc::channel(64);
+    let (told, stopped) = oneshot::channel();
     let session = Session::new(subprotocol, Pace::default(), Some(Duration::from_secs(120)), now());
-    let driving = tokio::spawn(async move { drive(socket, session, &mut queue, None, |_| true).await });
-    Driven { jobs, peer, driving }
+    let driving = tokio::spawn(async move { drive(socket, session, &mut queue, None, |_| true, stop(stopped)).await });
+    Driven { stop: told, jobs, peer, driving }
+}
+
+/// Ready when somebody says stop.
+async fn stop(stopped: oneshot::Receiver<CloseCode>) -> CloseCode {
+    match stopped.await {
+        Ok(code) => code,
+        Err(_) => std::future::pending().await,
+    }
 }
 
 impl Driven {
@@ -44,7 +54,7 @@ impl Driven {
         let (reply, ended) = oneshot::channel();
         let attempt = Attempt::new(1, SystemTime::now(), now() + Duration::from_secs(seconds));
         let job = Job { message: message.build().expect("valid"), attempt, reply };
-        assert!(self.jobs.send(job).await.is_ok(), "the connection is driven");
+        assert!(self.jobs.send(Box::new(job)).await.is_ok(), "the connection is driven");
         ended
     }
 }
@@ -258,4 +268,25 @@ async fn a_peer_that_reads_nothing_does_not_keep_a_connection_that_nobody_wants(
     assert!(driven.driving.await.expect("it ends").is_retired);
     assert!(begun.elapsed() <= Duration::from_secs(3), "{:?}", begun.elapsed());
     drop(driven.peer);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_stopped_says_its_code_and_fails_what_it_had() {
+    for buffer in [1 << 20, 100] {
+        let mut driven = start(Subprotocol::CallbackV1, buffer).await;
+        let reply = driven.send(0, 20).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        driven.stop.send(CloseCode::Library(4409)).expect("it is driven");
+        let failure = reply.await.expect("a reply").expect_err("not delivered");
+        assert_eq!((failure.kind, failure.phase), (ErrorKind::Unavailable, callback_core::Phase::Connect));
+        // Also to a peer that reads again only now.
+        assert!(driven.peer.next().await.expect("open").expect("a frame").is_text());
+        let Frame::Close(Some(close)) = driven.peer.next().await.expect("open").expect("a frame") else {
+            panic!("it says goodbye")
+        };
+        assert_eq!(u16::from(close.code), 4409);
+        assert!(driven.peer.next().await.is_none());
+        drop(driven.peer);
+        assert!(!driven.driving.await.expect("it ends").is_retired);
+    }
 }

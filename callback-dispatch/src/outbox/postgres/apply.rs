@@ -1,5 +1,6 @@
 //! Many writes in few statements.
 
+mod attachment;
 mod bind;
 mod claim;
 mod fan_out;

@@ -98,6 +98,22 @@ CREATE TABLE callback_breaker (
 
 CREATE INDEX callback_breaker_until ON callback_breaker (until);
 
+-- Destinations that come to a process, found by a digest of the Dsn.
+CREATE TABLE callback_attachment (
+    address BYTEA  PRIMARY KEY,
+    -- tells it from others of this Dsn
+    id      UUID   NOT NULL,
+    -- the process that has it attached, if that lives
+    holder  BIGINT,
+    -- until when what waits for it is kept, if nobody has it attached
+    until   BIGINT NOT NULL,
+    -- digests of what admits who comes back: the secret, and the one before until this was used
+    secret  BYTEA,
+    former  BYTEA
+);
+
+CREATE INDEX callback_attachment_until ON callback_attachment (until);
+
 -- The keys that values here are sealed with, each with a proof: nothing, sealed.
 CREATE TABLE callback_seal (
     key   TEXT  PRIMARY KEY,

@@ -89,6 +89,22 @@ CREATE TABLE callback_breaker (
 
 CREATE INDEX callback_breaker_until ON callback_breaker (until);
 
+-- Destinations that come to a process, found by a digest of the Dsn.
+CREATE TABLE callback_attachment (
+    address BLOB    NOT NULL PRIMARY KEY,
+    -- tells it from others of this Dsn
+    id      BLOB    NOT NULL,
+    -- 1 while a process has it attached
+    held    INTEGER NOT NULL,
+    -- until when what waits for it is kept, if nobody has it attached
+    until   INTEGER NOT NULL,
+    -- digests of what admits who comes back: the secret, and the one before until this was used
+    secret  BLOB,
+    former  BLOB
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX callback_attachment_until ON callback_attachment (until);
+
 -- The keys that values here are sealed with, each with a proof: nothing, sealed.
 CREATE TABLE callback_seal (
     key   TEXT NOT NULL PRIMARY KEY,

@@ -2,6 +2,7 @@
 
 use super::{
     By,
+    attachment::{CLEAN_ATTACHMENTS, attach, keep_attached, park, rouse},
     bind::{address, bytes, column, count, not_sealed, uuid},
     claim::{claim, give_back},
     fan_out::{fan_out, forget_payloads, payloads},
@@ -177,8 +178,11 @@ pub(super) async fn single(connection: &mut PgConnection, by: By<'_>, write: &Wr
             let spent = end_spent(connection, *now, *limit).await?;
             let subscriptions = clean_subscriptions(connection, *before, *limit).await?;
             let clean = query(CLEAN_BREAKERS).bind(breakers_before.0).bind(count(*limit));
-            let breakers = clean.execute(connection).await?.rows_affected();
-            Ok(Written::Count(breakers.max(spent).max(subscriptions).max(old.len() as u64)))
+            let breakers = clean.execute(&mut *connection).await?.rows_affected();
+            let clean = query(CLEAN_ATTACHMENTS).bind(breakers_before.0).bind(count(*limit));
+            let attachments = clean.execute(connection).await?.rows_affected();
+            let counts = [breakers, attachments, spent, subscriptions, old.len() as u64];
+            Ok(Written::Count(counts.into_iter().fold(0, u64::max)))
         }
         Write::Age { lanes, before, now, limit } => age(connection, lanes, *before, *now, *limit).await,
         Write::PullIn(PullIn { now, latest, leapt }) => {
@@ -210,6 +214,10 @@ pub(super) async fn single(connection: &mut PgConnection, by: By<'_>, write: &Wr
             Some(holder) => give_back(connection, holder, *claim).await,
             None => Ok(Written::NotYet),
         },
+        Write::Attach(attaching) => attach(connection, by, attaching).await,
+        Write::Rouse { dsn, now, limit } => Ok(Written::Count(rouse(connection, dsn, *now, *limit).await?)),
+        Write::Park(parking) => park(connection, by, parking).await,
+        Write::KeepAttached(keeping) => keep_attached(connection, by, keeping).await,
         Write::Recover => {
             lease::recover(connection).await?;
             Ok(Written::Done)

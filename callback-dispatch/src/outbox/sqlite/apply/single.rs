@@ -2,6 +2,7 @@
 
 use super::{
     Rows,
+    attachment::{CLEAN_ATTACHMENTS, LET_GO_OF_ALL, attach, keep_attached, park, rouse},
     bind::{address, bind_replay, count, list, not_sealed, numbers},
     claim::GIVE_BACK,
     fan_out::{PAYLOADS, forget_payloads, payloads},
@@ -180,8 +181,11 @@ impl Rows {
                 let spent = end_spent(connection, *now, *limit).await?;
                 let subscriptions = clean_subscriptions(connection, *before, *limit).await?;
                 let clean = query(CLEAN_BREAKERS).bind(breakers_before.0).bind(count(*limit));
-                let breakers = clean.execute(connection).await?.rows_affected();
-                Ok(Written::Count(breakers.max(spent).max(subscriptions).max(old.len() as u64)))
+                let breakers = clean.execute(&mut *connection).await?.rows_affected();
+                let clean = query(CLEAN_ATTACHMENTS).bind(breakers_before.0).bind(count(*limit));
+                let attachments = clean.execute(connection).await?.rows_affected();
+                let counts = [breakers, attachments, spent, subscriptions, old.len() as u64];
+                Ok(Written::Count(counts.into_iter().fold(0, u64::max)))
             }
             Write::Claim(claim) => Ok(Written::Claimed(self.claim(connection, claim).await?)),
             Write::GiveBack { claim } => {
@@ -191,9 +195,14 @@ impl Rows {
             Write::Recover => {
                 let sql = "UPDATE callback_outbox SET held = 0, token = token + 1, starts = starts + (stage <= 1) \
                            WHERE held = 1 AND stage < 10";
-                query(sql).execute(connection).await?;
+                query(sql).execute(&mut *connection).await?;
+                query(LET_GO_OF_ALL).execute(connection).await?;
                 Ok(Written::Done)
             }
+            Write::Attach(attaching) => attach(connection, attaching).await,
+            Write::Rouse { dsn, now, limit } => Ok(Written::Count(rouse(connection, dsn, *now, *limit).await?)),
+            Write::Park(parking) => park(connection, parking).await,
+            Write::KeepAttached(keeping) => keep_attached(connection, keeping).await,
             #[cfg(feature = "seal")]
             Write::Seal(step) => crate::outbox::sqlite::seals::step(connection, &self.codec, step).await,
         }
