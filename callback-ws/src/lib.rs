@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 
 mod config;
+#[cfg(feature = "server")]
+mod hub;
 mod sink;
 
 mod outcome;
@@ -13,13 +15,14 @@ mod handshake;
 mod link;
 mod tls;
 #[cfg(feature = "server")]
-#[cfg_attr(not(test), expect(dead_code, reason = "the hub and the receiver take connections in with it"))]
 mod upgrade;
 
 #[cfg(all(test, feature = "server"))]
 mod autobahn;
 
 pub use config::{WsSinkBuilder, WsSinkError};
+#[cfg(feature = "server")]
+pub use hub::{Hub, HubBuilder, HubError};
 pub use sink::WsSink;
 
 /// The client for browsers, an ES module: what a page imports, served as `text/javascript`.

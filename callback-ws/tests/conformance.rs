@@ -338,6 +338,161 @@ impl<P: Picks> Harness for Far<P> {
     }
 }
 
+/// A client of a hub, behind the same network, that comes back whenever it lost its connection.
+#[cfg(feature = "server")]
+mod hub {
+    use super::{Answer, CallbackV1, Picks, id_of};
+    use callback_core::{
+        Dsn, async_trait,
+        conformance::{Fault, Harness, Proxy, Received, Skip},
+    };
+    use callback_dispatch::{Dispatcher, MemoryOutbox};
+    use callback_ws::Hub;
+    use futures_util::{SinkExt, StreamExt};
+    use serde_json::{Value, json};
+    use std::{
+        net::SocketAddr,
+        sync::{Arc, Mutex, PoisonError},
+        time::Duration,
+    };
+    use tokio::{
+        net::{TcpListener, TcpStream},
+        sync::watch,
+        task::JoinSet,
+        time::sleep,
+    };
+    use tokio_tungstenite::{
+        client_async,
+        tungstenite::{Message as Frame, client::IntoClientRequest},
+    };
+
+    #[derive(Default)]
+    struct Client {
+        received: Mutex<Vec<Received>>,
+        answer: Mutex<Answer>,
+    }
+
+    impl Client {
+        fn answer(&self, frame: &Frame) -> Frame {
+            let received = CallbackV1::read(frame);
+            let answer = *self.answer.lock().unwrap_or_else(PoisonError::into_inner);
+            let answered = CallbackV1::answer(&id_of(&received), answer).expect("always one");
+            if matches!(answer, Answer::Accept) {
+                self.received.lock().unwrap_or_else(PoisonError::into_inner).push(received);
+            }
+            answered
+        }
+
+        /// One connection: what it was told last, if anything.
+        async fn converse(
+            &self,
+            address: SocketAddr,
+            secret: &mut Value,
+            told: &watch::Sender<Option<Value>>,
+        ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+            let mut request = "ws://hub.example/session".into_client_request()?;
+            request.headers_mut().insert("sec-websocket-protocol", "callback.v1".parse()?);
+            let (mut socket, _) = client_async(request, TcpStream::connect(address).await?).await?;
+            socket.send(Frame::text(json!({ "resume": secret }).to_string())).await?;
+            let welcome: Value = serde_json::from_str(socket.next().await.ok_or("closed")??.to_text()?)?;
+            *secret = welcome["resume"].clone();
+            told.send_replace(Some(welcome));
+            while let Some(frame) = socket.next().await {
+                let frame = frame?;
+                if frame.is_text() {
+                    socket.send(self.answer(&frame)).await?;
+                }
+            }
+            Ok(())
+        }
+    }
+
+    pub(super) struct Far {
+        client: Arc<Client>,
+        hub: Hub,
+        _dispatcher: Dispatcher,
+        proxy: Proxy,
+        told: watch::Receiver<Option<Value>>,
+        _tasks: JoinSet<()>,
+    }
+
+    impl Far {
+        fn set(&self, answer: Answer) {
+            *self.client.answer.lock().unwrap_or_else(PoisonError::into_inner) = answer;
+        }
+
+        fn welcome(&self) -> Value {
+            self.told.borrow().clone().expect("it was told")
+        }
+    }
+
+    #[async_trait]
+    impl Harness for Far {
+        type Sink = Hub;
+
+        async fn start() -> Result<Self, Skip> {
+            let hub = Hub::new();
+            let dispatcher = Dispatcher::builder(MemoryOutbox::new()).local_sink(hub.clone()).start();
+            let dispatcher = dispatcher.await.expect("started");
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+            let proxy = Proxy::start(listener.local_addr().expect("bound").to_string()).await.expect("a free port");
+            let router = axum::Router::new().nest("/session", hub.router(&dispatcher));
+            let (client, mut tasks) = (Arc::new(Client::default()), JoinSet::new());
+            tasks.spawn(async move { axum::serve(listener, router).await.expect("served") });
+            let (sender, mut told) = watch::channel(None);
+            let (one, address) = (Arc::clone(&client), proxy.address());
+            tasks.spawn(async move {
+                let mut secret = Value::Null;
+                loop {
+                    // It comes back, however it ended.
+                    let _ = one.converse(address, &mut secret, &sender).await;
+                    sleep(Duration::from_millis(10)).await;
+                }
+            });
+            told.wait_for(Option::is_some).await.expect("it begins");
+            Ok(Self { client, hub, _dispatcher: dispatcher, proxy, told, _tasks: tasks })
+        }
+
+        fn sink(&self) -> Hub {
+            self.hub.clone()
+        }
+
+        fn dsn(&self) -> Dsn {
+            self.welcome()["session"].as_str().expect("a text").parse().expect("valid")
+        }
+
+        async fn received(&self) -> Vec<Received> {
+            self.client.received.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        }
+
+        async fn inject(&self, fault: Fault) -> Result<(), Skip> {
+            match fault {
+                Fault::Refuse => self.set(Answer::Refuse),
+                Fault::Throttle(wait) => self.set(Answer::Throttle(wait)),
+                _ => return self.proxy.inject(fault),
+            }
+            Ok(())
+        }
+
+        async fn heal(&self) {
+            self.set(Answer::Accept);
+            self.proxy.heal();
+        }
+
+        fn skip(&self, clause: &str) -> Option<Skip> {
+            (clause == "an_unknown_parameter_is_named").then(|| Skip::because("a session has no parameters"))
+        }
+
+        fn secrets(&self) -> Vec<String> {
+            let secret = self.welcome()["resume"].as_str().expect("a text").to_owned();
+            let parts = secret.split('.').map(ToOwned::to_owned);
+            parts.chain(["planted-reason".to_owned()]).collect()
+        }
+    }
+
+    callback_core::conformance!(Far);
+}
+
 mod callback_v1 {
     callback_core::conformance!(crate::Far<crate::CallbackV1>);
 }

@@ -1,5 +1,7 @@
-//! The sink against servers of every kind.
+//! The sinks against servers and clients of every kind.
 
+#[cfg(feature = "server")]
+mod browser;
 mod peer;
 
 mod answers;
@@ -7,5 +9,9 @@ mod bad_input;
 mod connections;
 mod dispatch;
 mod handshake;
+#[cfg(feature = "server")]
+mod killed;
 mod poison;
+#[cfg(feature = "server")]
+mod sessions;
 mod tls;
