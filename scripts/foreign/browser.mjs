@@ -8,7 +8,7 @@
 import assert from "node:assert/strict";
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { createRequire } from "node:module";
 import net from "node:net";
 import { tmpdir } from "node:os";
@@ -38,6 +38,11 @@ class Service {
       if (port) return Number(port);
     }
     throw new Error("order-service did not start");
+  }
+
+  /** Loses what was stored, sessions too. */
+  forget() {
+    for (const name of readdirSync(this.folder)) if (name.startsWith("orders.db")) rmSync(join(this.folder, name));
   }
 
   async kill() {
@@ -169,8 +174,8 @@ async function example(browser, origin) {
   const context = await browser.createBrowserContext();
   const page = await context.newPage();
   await page.goto(`${origin}page.css`);
-  const result = await page.evaluate(`(async () => {${code}; return order("10"); })()`);
-  assert.equal(result.orderId, "10");
+  const result = await page.evaluate(`(async () => {${code}; return order("20"); })()`);
+  assert.equal(result.orderId, "20");
   await context.close();
 }
 
@@ -272,6 +277,32 @@ async function play(browser, service, network) {
   await page.goto(origin);
   await shop.resulted("9");
   ok("page and service are both away: the result is shown once");
+
+  const opened = once(page, "popup");
+  await page.evaluate(() => void open("/")); // with a copy of what is stored
+  const [other] = await opened;
+  await new Shop(other).connected();
+  await page.waitForSelector('[data-state="closed"]');
+  await shop.place("10");
+  await shop.reaches("10", "unsent");
+  await other.close();
+  await page.reload();
+  await shop.connected();
+  await page.click('.card[data-status="unsent"] .again');
+  await shop.resulted("10");
+  assert.equal(await shop.address(), dsn, "it is the same session still");
+  ok("another tab takes the session over, and the first one says so and gets it back");
+
+  await shop.place("11");
+  await shop.reaches("11", "acknowledged");
+  await service.kill();
+  service.forget();
+  network.to = await service.start();
+  await shop.reaches("11", "lost");
+  await shop.place("12");
+  await shop.resulted("12");
+  assert.notEqual(await shop.address(), dsn);
+  ok("a session that is over is told so, and another one begins");
 
   await example(browser, origin);
   ok("the README's example gets its result");
