@@ -13,6 +13,8 @@ mod receive;
 mod receiver;
 mod report;
 mod scale;
+#[cfg(feature = "sessions")]
+mod sessions;
 mod stand_in;
 mod system;
 #[cfg(feature = "ws")]
@@ -41,6 +43,8 @@ const SUITES: &[Suite] = &[
     Suite { name: "kafka", run: kafka::run },
     #[cfg(feature = "postgres")]
     Suite { name: "postgres", run: postgres::run },
+    #[cfg(feature = "sessions")]
+    Suite { name: "sessions", run: sessions::run },
     #[cfg(feature = "ws")]
     Suite { name: "ws", run: ws::run },
 ];
@@ -73,6 +77,11 @@ struct Arguments {
     /// Where databases are put; it must be a real disk.
     #[arg(long, value_name = "PATH", default_value_os_t = std::env::temp_dir())]
     dir: PathBuf,
+
+    /// Plays the clients of the suite `sessions`.
+    #[cfg(feature = "sessions")]
+    #[arg(long, hide = true, num_args = 2, value_names = ["ADDRESS", "CLIENTS"])]
+    play: Option<Vec<String>>,
 }
 
 impl Setting {
@@ -84,6 +93,11 @@ impl Setting {
 
 fn main() -> Result<ExitCode, BoxError> {
     let arguments = Arguments::parse();
+    #[cfg(feature = "sessions")]
+    if let Some([address, clients]) = arguments.play.as_deref() {
+        sessions::play(address.parse()?, clients.parse()?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let (rounds, seconds) = if arguments.quick { (3, 1.0) } else { (5, 3.5) };
     let setting = Setting { rounds, seconds, folder: arguments.dir };
     let mut missed = 0;

@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     path::Path,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -27,6 +28,19 @@ pub(crate) fn resident() -> Option<f64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kibibytes: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kibibytes / 1_024.0)
+}
+
+/// Lets this process, and those that it starts, have so many files and sockets open.
+pub(crate) fn allow_open_files(count: usize) -> io::Result<()> {
+    let limits = fs::read_to_string("/proc/self/limits")?;
+    let limit = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    let is_enough = |limit: &str| limit == "unlimited" || limit.parse().is_ok_and(|limit: usize| limit >= count);
+    if limit.and_then(|limit| limit.split_whitespace().next()).is_some_and(is_enough) {
+        return Ok(());
+    }
+    let id = std::process::id().to_string();
+    let raised = Command::new("prlimit").args(["--pid", &id, &format!("--nofile={count}:")]).status()?;
+    if raised.success() { Ok(()) } else { Err(io::Error::other(format!("a process may not open {count} files here"))) }
 }
 
 /// The processor time that this process has used, all threads.
