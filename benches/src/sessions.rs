@@ -122,7 +122,7 @@ impl Bench<'_> {
 /// Sends each client its messages of a round.
 async fn publish(dispatcher: &Dispatcher, sessions: &Arc<[Dsn]>) -> Result<(), BoxError> {
     let next = Arc::new(AtomicUsize::new(0));
-    let body: Arc<str> = format!(r#"{{"orderId":"12345","note":"{}"}}"#, "x".repeat(482)).into();
+    let body: Arc<str> = format!(r#"{{"orderId":"12345","note":"{}"}}"#, "x".repeat(483)).into();
     let mut publishers = JoinSet::new();
     for _ in 0..PUBLISHERS {
         let (dispatcher, sessions) = (dispatcher.clone(), Arc::clone(sessions));

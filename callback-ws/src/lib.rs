@@ -1,4 +1,8 @@
-#![doc = include_str!("../README.md")]
+#![cfg_attr(feature = "server", doc = include_str!("../README.md"))]
+#![cfg_attr(
+    not(feature = "server"),
+    doc = "Delivers results to WebSocket servers; feature `server` to clients that have connected to us."
+)]
 
 mod config;
 #[cfg(feature = "server")]

@@ -20,7 +20,7 @@ use axum::{
 use callback_core::Dsn;
 use callback_dispatch::{Attach, AttachError, Attachment, Dispatcher};
 use futures_util::{FutureExt, SinkExt, StreamExt};
-use std::sync::Arc;
+use std::{error::Error, sync::Arc};
 use tokio::time::{Instant, timeout_at};
 use tokio_tungstenite::tungstenite::{Message as Frame, protocol::frame::coding::CloseCode};
 
@@ -137,7 +137,7 @@ fn code(error: &AttachError) -> CloseCode {
         AttachError::Unknown => OVER,
         AttachError::Closed => CloseCode::Away,
         error => {
-            tracing::warn!(%error, "a session could not be stored");
+            tracing::warn!(error = error as &dyn Error, "a session could not be stored");
             CloseCode::Again
         }
     }
@@ -159,4 +159,20 @@ async fn attend(shared: Arc<Shared>, subprotocol: Subprotocol, socket: Socket, m
     seat.pace = ended.pace;
     // What is still in the queue then waits for the client, and is not tried again at once.
     drop(attachment);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_is_told_whether_to_come_again() {
+        for (error, expected) in [
+            (AttachError::Unknown, 4410),
+            (AttachError::Closed, 1001),
+            (AttachError::NotLocal("session".to_owned()), 1013),
+        ] {
+            assert_eq!(u16::from(code(&error)), expected, "{error}");
+        }
+    }
 }

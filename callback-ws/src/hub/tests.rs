@@ -159,6 +159,13 @@ fn a_session_is_kept_for_a_second_at_least_and_a_year_at_most() {
     assert_eq!(Hub::new().0.shared.keep, Duration::from_secs(600));
 }
 
+#[test]
+fn there_is_room_for_ten_thousand_unless_it_is_set() {
+    let room = |hub: &Hub| hub.0.shared.room.available_permits();
+    assert_eq!(room(&Hub::new()), 10_000);
+    assert_eq!(room(&Hub::builder().sessions(7).build().expect("a hub")), 7);
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_last_hub_that_is_dropped_closes_its_sockets() {
     let service = start(Hub::new()).await;
