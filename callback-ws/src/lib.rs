@@ -23,9 +23,15 @@ mod tls;
 #[cfg(any(feature = "server", feature = "receiver"))]
 mod upgrade;
 
+#[cfg(all(test, feature = "server"))]
+mod autobahn;
+
 pub use config::{WsSinkBuilder, WsSinkError};
 #[cfg(feature = "server")]
 pub use hub::{Hub, HubBuilder, HubError};
 #[cfg(feature = "receiver")]
 pub use receiver::{WsReceiver, WsReceiverBuilder, WsReceiverError};
 pub use sink::WsSink;
+
+/// The client for browsers, an ES module: what a page imports, served as `text/javascript`.
+pub const CLIENT_JS: &str = include_str!("../client/callback.js");

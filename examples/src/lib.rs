@@ -5,6 +5,7 @@ mod file_sink;
 #[cfg(feature = "jsonschema")]
 mod json_schema;
 mod order_service;
+mod page;
 #[cfg(feature = "redis")]
 mod redis_sink;
 mod server;

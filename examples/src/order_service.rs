@@ -1,6 +1,6 @@
 //! The online store: orders over JSON-RPC and over plain HTTP, whose results come by callback.
 
-use crate::Server;
+use crate::{Server, page::page};
 use axum::{
     Extension, Json, Router,
     extract::{State, rejection::JsonRejection},
@@ -14,6 +14,7 @@ use callback_http::server::{
     OpenApi, Owner, RpcHandler, RpcLayer, RpcLayerBuilder, SubscriptionRouter, SubscriptionRouterBuilder, TaskHandler,
     TaskLayer, key_router, problem_router, task_router,
 };
+use callback_ws::Hub;
 use futures_util::future::join_all;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -75,7 +76,7 @@ pub struct OrderService {
 }
 
 impl OrderService {
-    /// Starts the service; what an earlier process left in the store goes on.
+    /// Starts the service, with a page for browsers at `/`; what an earlier process left in the store goes on.
     ///
     /// # Errors
     /// When the store cannot be opened, another process has it, the address is taken, or no sink serves the topic.
@@ -85,6 +86,8 @@ impl OrderService {
             Store::Sqlite(path) => Dispatcher::builder(SqliteOutbox::open(path).await?),
         };
         let builder = sinks.into_iter().fold(builder, |builder, sink| builder.sink(sink));
+        let hub = Hub::new();
+        let builder = builder.local_sink(hub.clone());
         let keys = settings.keys.clone();
         let dispatcher = builder.signer(settings.keys).profile(Hal).source("/orders").start().await?;
         let shop = Shop { dispatcher: dispatcher.clone(), work: settings.work };
@@ -122,6 +125,8 @@ impl OrderService {
             .nest("/tasks", task_router(&dispatcher, owner))
             .nest("/subscriptions", subscriptions)
             .nest("/problems", problem_router())
+            .nest("/session", hub.router(&dispatcher))
+            .merge(page())
             .merge(key_router(&keys))
             .merge(document.router());
 

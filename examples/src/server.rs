@@ -17,7 +17,7 @@ use tokio::{
 /// A running HTTP/1.1 server: at most 1,024 connections, 10 s for the headers of a request, 150 s for all of it, 10 min for
 /// a connection.
 ///
-/// A call may name up to 120 s for its method (`$rpc.timeout`).
+/// A call may name up to 120 s for its method (`$rpc.timeout`). A connection that became a WebSocket is none of these.
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
@@ -78,7 +78,8 @@ async fn serve(listener: TcpListener, router: Router, mut stopping: oneshot::Rec
         };
         let _ = stream.set_nodelay(true);
         let service = TowerToHyperService::new(router.clone());
-        let connection = connections.watch(http.serve_connection(TokioIo::new(stream), service).into_owned());
+        let connection =
+            connections.watch(http.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned());
         tokio::spawn(async move {
             // Whoever reads no answer, or sends on for ever, loses the place.
             match timeout(Duration::from_secs(600), connection).await {

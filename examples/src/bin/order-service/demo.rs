@@ -92,6 +92,7 @@ pub(crate) async fn run() -> Result<(), BoxError> {
     }
     service.stop(Duration::from_secs(5)).await;
     webhook.stop().await;
+    println!("\n`order-service serve` goes on serving, and has a page for browsers.");
     Ok(())
 }
 

@@ -26,7 +26,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serves POST /rpc and POST /orders until SIGTERM or Ctrl-C
+    /// Serves POST /rpc, POST /orders and a page for browsers until SIGTERM or Ctrl-C
     Serve(serve::Arguments),
 }
 

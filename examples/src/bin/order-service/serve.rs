@@ -64,6 +64,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), BoxError> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let service = OrderService::start(settings, sinks).await?;
     say(&format!("listening on http://{}/rpc, storing in {}", service.address(), arguments.store));
+    say(&format!("a page for browsers is at http://{}/", service.address()));
 
     tokio::select! {
         _ = terminate.recv() => {}
