@@ -121,6 +121,21 @@ pub(super) fn announced(headers: &HeaderMap) -> usize {
     length.unwrap_or_default()
 }
 
+/// Whether a body is not as it was before some content coding (RFC 9110 §8.4): nobody here takes that off.
+pub(super) fn is_coded(headers: &HeaderMap) -> bool {
+    let codings = headers.get_all(header::CONTENT_ENCODING).iter().map(HeaderValue::as_bytes);
+    codings.flat_map(|value| value.split(|byte| *byte == b',')).any(|coding| {
+        let coding = coding.trim_ascii();
+        !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity")
+    })
+}
+
+/// The answer names what codings a body may have (RFC 9110 §15.5.16): none.
+pub(super) fn wanting_no_coding(mut response: Response<Body>) -> Response<Body> {
+    response.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    response
+}
+
 /// A request whose body was read.
 pub(super) fn with_body(mut parts: Parts, body: Bytes) -> Request<Body> {
     parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
@@ -138,5 +153,33 @@ impl<S> Inner<S> {
         R: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     {
         Ok(self.0.call(request).await?.map(Body::new))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_coding_is_found_wherever_it_stands() {
+        for (values, expected) in [
+            (&[][..], false),
+            (&[""], false),
+            (&["identity"], false),
+            (&[" Identity , identity"], false),
+            (&["gzip"], true),
+            (&["identity, br"], true),
+            (&["identity", "zstd"], true),
+            (&["unheard-of"], true),
+        ] {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(header::CONTENT_ENCODING, HeaderValue::from_static(value));
+            }
+            assert_eq!(is_coded(&headers), expected, "{values:?}");
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_bytes(b"\xff").expect("a value"));
+        assert!(is_coded(&headers));
     }
 }

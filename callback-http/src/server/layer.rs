@@ -17,7 +17,7 @@ use tower_layer::Layer;
 /// each request. Give the handler the very service that the layer wraps.
 ///
 /// Only a `POST` with a JSON content type is read, up to the limit, and must be JSON-RPC 2.0; everything else passes
-/// through unread.
+/// through unread. A body with a content coding (`Content-Encoding`) is refused, 415: a callback in it could not be seen.
 ///
 /// # Authentication
 /// Goes in front of this layer. What is inside sees the stored call, without `Authorization` or what an outer layer put

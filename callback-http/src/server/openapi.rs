@@ -107,7 +107,7 @@ impl OpenApi {
             &json!({ "_embedded": { "type": "object", "properties": { "subscriptions": items }, "required": ["subscriptions"] } }),
             &["_embedded"],
         );
-        let mut create = operation("Subscribes", [("201", created)], &[400, 403, 413, 415, 422, 503]);
+        let mut create = operation("Subscribes", [("201", created)], &[400, 403, 413, 415, 422, 500, 503]);
         create["requestBody"] = body("application/json", "NewSubscription");
         create["requestBody"]["content"]["application/json"]["example"] =
             json!({ "callbackUrl": "https://example.com/send/callback/here", "events": ["order.completed"] });

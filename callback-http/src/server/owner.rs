@@ -36,6 +36,11 @@ impl Owner {
 
     /// Whoever has the task's URL, in which 128 random bits stand.
     ///
+    /// Nobody is told apart from anybody: all callers share one space of idempotency keys. Who sends the same request under
+    /// the same key gets the same acknowledgment, its URL included; who sends another learns that the key is in use. So a
+    /// key must be unguessable here: 128 random bits, a UUID v4 for example. Where keys are order numbers, use
+    /// [`hook`](Self::hook).
+    ///
     /// Stored is a digest of them. Where the request has an idempotency key they are stored too, masked by a digest of that
     /// key, so that the same request is acknowledged with the same URL.
     #[must_use]

@@ -1,7 +1,7 @@
 //! What went wrong, as `application/problem+json` (RFC 9457). The kinds are listed in `docs/problems.md`.
 #![cfg_attr(not(feature = "axum"), expect(dead_code, reason = "the routes say the rest"))]
 
-use super::{Body, expression::Place};
+use super::{Body, body::wanting_no_coding, expression::Place};
 use callback_core::{DsnError, DsnErrorKind, Problem};
 use callback_dispatch::{AcceptError, OutboxError, Violations};
 use http::{HeaderValue, Response, StatusCode, header};
@@ -54,12 +54,16 @@ kinds! {
         "The detail names the limit."
     UNSUPPORTED_MEDIA_TYPE "unsupported-media-type" 415 "The body has another media type"
         "JSON is read here. A change is `application/merge-patch+json`, or JSON."
+    CODING_UNSUPPORTED "content-coding-unsupported" 415 "The body has a content coding"
+        "What it asks for could not be read. Send it without `Content-Encoding`."
     CALLBACK_INVALID "callback-invalid" 422 "The callback cannot be used"
         "It is no URL that anything can be sent to. Each entry of `errors` names the place and the reason."
     INVALID_MEMBER "invalid-member" 422 "A member of the request cannot be used"
         "Each entry of `errors` names the place and the reason."
     KEY_REUSED "idempotency-key-reused" 422 "Another request has this idempotency key"
         "A key stands for one request: same method, path and body."
+    INTERNAL "internal" 500 "The service failed"
+        "It has a fault, or is not set up right. Nothing was stored; it is nothing that the request could mend."
     TASK_FAILED "task-failed" 500 "The task failed"
         "The work came to a failure. `status` is what the work itself answered."
     TASK_INTERRUPTED "task-interrupted" 500 "The task was interrupted"
@@ -179,7 +183,7 @@ impl Refusal {
             AcceptError::Outbox(error) => Self::outbox(error),
             other => {
                 tracing::error!(error = %other, "a request could not be accepted");
-                Self::new(UNAVAILABLE).retry_after(SECOND)
+                Self::new(INTERNAL)
             }
         }
     }
@@ -193,6 +197,9 @@ impl Refusal {
             problem["errors"] = self.errors.into();
         }
         let mut response = json_response(Problem::CONTENT_TYPE, &problem);
+        if self.kind == CODING_UNSUPPORTED {
+            response = wanting_no_coding(response);
+        }
         *response.status_mut() = StatusCode::from_u16(self.kind.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         if let Some(wait) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds(wait)));

@@ -41,6 +41,13 @@ impl Reply {
         Self { status: StatusCode::PAYLOAD_TOO_LARGE, ..Self::error(RpcId::Null, error) }
     }
 
+    /// A request that cannot be read for its content coding.
+    pub(super) fn coded() -> Self {
+        let reason = "the body has a content coding: send it without Content-Encoding";
+        let error = RpcError::at(RpcError::INVALID_REQUEST, "Invalid Request", "", reason);
+        Self { status: StatusCode::UNSUPPORTED_MEDIA_TYPE, ..Self::error(RpcId::Null, error) }
+    }
+
     fn unavailable(id: RpcId, error: RpcError, retry_after: Duration) -> Self {
         let status = StatusCode::SERVICE_UNAVAILABLE;
         Self { response: RpcResponse::failure(id, error), status, retry_after: Some(retry_after) }
@@ -76,7 +83,10 @@ impl Reply {
             AcceptError::TooLarge { limit } => {
                 Self { response: RpcResponse { id, ..Self::too_large(*limit).response }, ..Self::too_large(*limit) }
             }
-            other => Self::error(id, internal(&other.to_string())),
+            other => {
+                tracing::error!(error = %other, "a call could not be accepted");
+                Self::error(id, internal("the service is not set up right"))
+            }
         }
     }
 

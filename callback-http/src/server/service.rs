@@ -2,7 +2,7 @@
 
 use super::{
     Body,
-    body::{Inner, Read, announced, read, with_body},
+    body::{Inner, Read, announced, is_coded, read, wanting_no_coding, with_body},
     idempotency,
     layer::Config,
     reply::{self, Reply},
@@ -64,6 +64,9 @@ where
         Box::pin(async move {
             if request.method() != Method::POST || !is_json(request.headers()) {
                 return inner.call(request.map(Body::new)).await;
+            }
+            if is_coded(request.headers()) {
+                return Ok(wanting_no_coding(Reply::coded().into_http()));
             }
             let (parts, body) = request.into_parts();
             if !config.pass_oversized && announced(&parts.headers) > config.limit {

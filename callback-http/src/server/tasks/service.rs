@@ -3,12 +3,12 @@
 use super::{answer, layer::Config};
 use crate::server::{
     Body,
-    body::{Inner, Read, announced, read, with_body},
+    body::{Inner, Read, announced, is_coded, read, with_body},
     expression::{Asked, Expression, Place},
     idempotency,
     owner::Capability,
     prefer::Prefer,
-    problem::{self, Refusal, hal, seconds},
+    problem::{self, Refusal, hal},
 };
 use bytes::Bytes;
 use callback_core::{Acknowledgment, BoxError, Dsn, Payload};
@@ -64,6 +64,9 @@ where
             if !is_ours {
                 return inner.call(request.map(Body::new)).await;
             }
+            if config.callbacks.iter().any(Expression::is_of_body) && is_coded(request.headers()) {
+                return Ok(Refusal::new(problem::CODING_UNSUPPORTED).into_http());
+            }
             let (parts, body) = request.into_parts();
             if announced(&parts.headers) > config.limit {
                 return Ok(Refusal::too_large(config.limit).into_http());
@@ -92,6 +95,9 @@ async fn accept(config: &Config, parts: &Parts, body: &Bytes) -> Result<Option<R
     let callback = callback(config, &asked)?;
     if callback.is_none() && !prefer.respond_async {
         return Ok(None);
+    }
+    if config.reads_body() && is_coded(&parts.headers) {
+        return Err(Refusal::new(problem::CODING_UNSUPPORTED));
     }
     let (dsn, place) = callback.map_or((None, Place::Request), |(dsn, place)| (Some(dsn), place));
     let key = idempotency::key(parts, None).map_err(|reason| Refusal::new(problem::INVALID_REQUEST).detail(reason))?;
@@ -223,7 +229,7 @@ async fn within(config: &Config, accepted: &Acknowledgment, wait: Duration, href
     let task = timeout(wait, dispatcher.wait(accepted.id())).await.ok()?.ok()??;
     let mut response = answer::result(task.outcome()?);
     let headers = response.headers_mut();
-    headers.insert(PREFERENCE_APPLIED, HeaderValue::from_str(&format!("wait={}", seconds(wait))).ok()?);
+    headers.insert(PREFERENCE_APPLIED, HeaderValue::from_str(&format!("wait={}", wait.as_secs())).ok()?);
     headers.insert(header::CONTENT_LOCATION, HeaderValue::from_str(&format!("{href}/result")).ok()?);
     Some(response)
 }
