@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, header, request::Parts};
 use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use std::{
-    fmt,
+    fmt, mem,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -115,8 +115,34 @@ where
     }
 }
 
+/// A body that was not taken in.
+pub(super) enum Untaken<B> {
+    /// More than the limit: what was read so far, and the rest.
+    Longer(Bytes, Pin<Box<B>>),
+    Failed,
+}
+
+/// Takes in a request's body up to a limit of bytes; nothing of one that announces more.
+pub(super) async fn take<B>(headers: &HeaderMap, body: B, limit: usize) -> Result<Bytes, Untaken<B>>
+where
+    B: http_body::Body<Data = Bytes, Error: Into<BoxError>>,
+{
+    let body = Box::pin(body);
+    if announced(headers) > limit {
+        return Err(Untaken::Longer(Bytes::new(), body));
+    }
+    match read(body, limit).await {
+        Read::Whole(body) => Ok(body),
+        Read::Longer(read, rest) => Err(Untaken::Longer(read, rest)),
+        Read::Failed(error) => {
+            tracing::debug!(%error, "a request was not read to its end");
+            Err(Untaken::Failed)
+        }
+    }
+}
+
 /// How many bytes a request says that it has; none if it does not say it.
-pub(super) fn announced(headers: &HeaderMap) -> usize {
+fn announced(headers: &HeaderMap) -> usize {
     let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     length.unwrap_or_default()
 }
@@ -144,7 +170,15 @@ pub(super) fn with_body(mut parts: Parts, body: Bytes) -> Request<Body> {
 }
 
 /// The wrapped service, called at most once.
-pub(super) struct Inner<S>(pub(super) S);
+pub(super) struct Inner<S>(S);
+
+impl<S: Clone> Inner<S> {
+    /// Takes the clone that was polled ready, which is the one to call, and leaves another.
+    pub(super) fn ready(service: &mut S) -> Self {
+        let next = service.clone();
+        Self(mem::replace(service, next))
+    }
+}
 
 impl<S> Inner<S> {
     pub(super) async fn call<R>(mut self, request: Request<Body>) -> Result<Response<Body>, S::Error>

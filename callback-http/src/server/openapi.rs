@@ -66,14 +66,14 @@ impl OpenApi {
             "delete": cancel("as HTTP writes it"),
         });
         let result = json!({ "description": "The result, as the service answered it", "content": { "*/*": {} } });
-        let empty = json!({ "description": "The result, which is empty" });
+        let moved = json!({ "description": "The result, where that is a redirect of the service's" });
         let failure =
             reply("The failure, under its own status", "application/problem+json", &json!({ "$ref": PROBLEM }));
         self.0["paths"][format!("{path}/{{id}}/result")] = json!({
             "parameters": [id],
             "get": operation(
                 "The result of the task",
-                [("200", result), ("204", empty), ("4XX", failure.clone()), ("5XX", failure)],
+                [("2XX", result), ("3XX", moved), ("4XX", failure.clone()), ("5XX", failure)],
                 &[404, 410, 503],
             ),
         });

@@ -1,7 +1,11 @@
 //! What went wrong, as `application/problem+json` (RFC 9457). The kinds are listed in `docs/problems.md`.
 #![cfg_attr(not(feature = "axum"), expect(dead_code, reason = "the routes say the rest"))]
 
-use super::{Body, body::wanting_no_coding, expression::Place};
+use super::{
+    Body,
+    body::{Untaken, wanting_no_coding},
+    expression::Place,
+};
 use callback_core::{DsnError, DsnErrorKind, Problem};
 use callback_dispatch::{AcceptError, OutboxError, Violations};
 use http::{HeaderValue, Response, StatusCode, header};
@@ -69,7 +73,7 @@ kinds! {
     TASK_INTERRUPTED "task-interrupted" 500 "The task was interrupted"
         "A crash cut the work short, and it is not run again. It may have been done in part."
     RESULT_TOO_LARGE "result-too-large" 500 "The result is too large"
-        "The work was done, and what it came to is larger than the service keeps."
+        "The work was done, and what it came to is larger than a message may be. The detail says whether it is kept: then it is served with its task."
     OVERLOADED "overloaded" 503 "The service is overloaded"
         "Nothing was stored. Try again after the time in `Retry-After`."
     UNAVAILABLE "unavailable" 503 "The service cannot store or read at the moment"
@@ -152,6 +156,14 @@ impl Refusal {
 
     pub(super) fn too_large(limit: usize) -> Self {
         Self::new(TOO_LARGE).detail(format!("The body is larger than {limit} bytes."))
+    }
+
+    /// A body that was not taken in.
+    pub(super) fn untaken<B>(untaken: &Untaken<B>, limit: usize) -> Self {
+        match untaken {
+            Untaken::Longer(..) => Self::too_large(limit),
+            Untaken::Failed => Self::new(BODY_UNREADABLE),
+        }
     }
 
     /// A callback that is not taken: 403 if it is well formed, 422 if it is not.

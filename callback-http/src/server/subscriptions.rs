@@ -5,7 +5,7 @@ mod request;
 
 use super::{
     Body,
-    body::{Read, announced, is_coded, read as read_body},
+    body::{is_coded, take},
     expression::Place,
     problem::{self, Refusal, hal, settle},
 };
@@ -184,14 +184,8 @@ impl Config {
         if is_coded(&parts.headers) {
             return Err(Refusal::new(problem::CODING_UNSUPPORTED));
         }
-        if announced(&parts.headers) > self.limit {
-            return Err(Refusal::too_large(self.limit));
-        }
-        let body = match read_body(Box::pin(body), self.limit).await {
-            Read::Whole(body) => body,
-            Read::Longer(..) => return Err(Refusal::too_large(self.limit)),
-            Read::Failed(_) => return Err(Refusal::new(problem::BODY_UNREADABLE)),
-        };
+        let body = take(&parts.headers, body, self.limit).await;
+        let body = body.map_err(|untaken| Refusal::untaken(&untaken, self.limit))?;
         match serde_json::from_slice(&body) {
             Ok(Value::Object(members)) => Ok(members),
             Ok(_) => Err(Refusal::new(problem::INVALID_MEMBER).at(&Place::Pointer(String::new()), "must be an object")),

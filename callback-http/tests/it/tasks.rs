@@ -12,7 +12,7 @@ use crate::{
 use axum::{
     Extension, Json, Router,
     extract::State,
-    response::{IntoResponse, Response},
+    response::{IntoResponse, Redirect, Response},
     routing::post,
 };
 use bytes::Bytes;
@@ -26,6 +26,9 @@ use http::{Method, StatusCode, header};
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::Semaphore;
+
+/// More bytes than a message may have.
+const MANY: usize = 3 << 20;
 
 /// Orders that can be made to wait.
 #[derive(Clone)]
@@ -56,11 +59,21 @@ async fn order(State(orders): State<Orders>, task: Option<Extension<Task>>, Json
             let headers = [(header::CONTENT_TYPE, Problem::CONTENT_TYPE)];
             return (StatusCode::CONFLICT, headers, problem.to_string()).into_response();
         }
+        "many" => return ([(header::CONTENT_TYPE, "text/csv")], "x".repeat(MANY)).into_response(),
+        "too many" => return "x".repeat(5 << 20).into_response(),
+        "endless" => return "x".repeat(17 << 20).into_response(),
+        "known" => return Redirect::to("/orders/7").into_response(),
         "unheard of" => return (StatusCode::BAD_REQUEST, "no such item").into_response(),
         _ => {}
     }
     let created = json!({ "order": order, "task": task.map(|task| task.id().to_string()) });
-    (StatusCode::CREATED, Json(created)).into_response()
+    let headers = [
+        (header::LOCATION, "/orders/7"),
+        (header::CONTENT_LANGUAGE, "en"),
+        (header::ETAG, "\"7\""),
+        (header::SET_COOKIE, "a=b"),
+    ];
+    (StatusCode::CREATED, headers, Json(created)).into_response()
 }
 
 /// The caller, as a test's requests name it.

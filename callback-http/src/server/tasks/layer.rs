@@ -1,7 +1,11 @@
 //! How the layer is set up.
 
 use super::TaskService;
-use crate::server::{Expression, Owner, expression::Template, stored::Keep};
+use crate::server::{
+    Expression, Owner,
+    expression::Template,
+    stored::{ANSWER_LIMIT, KEPT, Keep},
+};
 use callback_core::BoxError;
 use callback_dispatch::Worker;
 use http::HeaderName;
@@ -59,6 +63,7 @@ pub(super) struct Config {
     pub(super) longest_wait: Duration,
     pub(super) keep: Keep,
     pub(super) limit: usize,
+    pub(super) result_limit: usize,
 }
 
 impl Config {
@@ -93,6 +98,7 @@ impl TaskLayer {
             longest_wait: Duration::from_secs(60),
             keep: Keep::default(),
             limit: 1 << 20,
+            result_limit: KEPT,
         };
         TaskLayerBuilder { config, template: None }
     }
@@ -264,6 +270,14 @@ impl TaskLayerBuilder {
         T: Serialize + Clone + Send + Sync + 'static,
     {
         self.config.keep.extension::<T>(name.into());
+        self
+    }
+
+    /// Limits what is kept of a result that is larger than a message may be, in bytes. Default 4 MiB, and 16 MiB at most.
+    ///
+    /// Such a result is served with its task; its callback gets a failure that says so. What is larger is not kept.
+    pub const fn result_limit(mut self, bytes: usize) -> Self {
+        self.config.result_limit = if bytes < ANSWER_LIMIT { bytes } else { ANSWER_LIMIT };
         self
     }
 

@@ -42,7 +42,7 @@ async fn a_request_with_a_callback_is_accepted_and_its_result_is_sent_there() {
     let reply = api.get(&result).await;
     assert_eq!(
         (reply.status, &reply.headers[header::CONTENT_TYPE]),
-        (StatusCode::OK, &"application/json".parse().expect("a value"))
+        (StatusCode::CREATED, &"application/json".parse().expect("a value"))
     );
     assert_eq!(reply.body, received.body);
     let reply = api.get(&format!("{location}?follow=no")).await;

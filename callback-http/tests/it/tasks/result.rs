@@ -34,7 +34,8 @@ async fn respond_async_is_polled_until_the_result_is_there() {
 async fn who_would_wait_gets_the_result_if_it_comes_in_time() {
     let api = Api::open(caller()).await;
     let reply = api.post(&[("prefer", "respond-async, wait=30")], &json!({ "item": "bread" })).await;
-    assert_eq!(reply.status, StatusCode::OK, "{reply:?}");
+    assert_eq!(reply.status, StatusCode::CREATED, "{reply:?}");
+    assert_eq!(reply.headers[header::LOCATION], "/orders/7");
     assert_eq!(reply.headers["preference-applied"], "wait=30");
     let result = reply.headers[header::CONTENT_LOCATION].to_str().expect("ASCII");
     assert_eq!(api.get(result).await.body, reply.body);
@@ -129,4 +130,83 @@ async fn a_result_that_nobody_takes_can_still_be_fetched() {
     assert_eq!(api.get(&format!("{location}/result")).await.json()["order"], order);
     let task = api.dispatcher.task(id(&location)).await.expect("readable").expect("kept");
     assert_eq!(task.state(), TaskState::Dead);
+}
+
+#[tokio::test]
+async fn a_result_has_the_status_and_headers_that_the_service_gave_it() {
+    let mut api = Api::open(caller()).await;
+    let order = json!({ "item": "bread", "callbackUrl": api.callback() });
+    let location = location(&api.post(&[], &order).await);
+    // The callback carries the body alone.
+    let received = api.receiver.next().await;
+    for name in ["location", "content-language", "etag", "set-cookie"] {
+        assert_eq!(received.header(name), None, "{name}");
+    }
+    api.ended(&location).await;
+    let reply = api.get(&format!("{location}/result")).await;
+    assert_eq!((reply.status, &reply.body), (StatusCode::CREATED, &received.body));
+    assert_eq!(reply.headers[header::LOCATION], "/orders/7");
+    assert_eq!(reply.headers[header::CONTENT_LANGUAGE], "en");
+    assert_eq!(reply.headers[header::ETAG], "\"7\"");
+    assert_eq!(reply.headers[header::CONTENT_TYPE], "application/json");
+    assert_eq!(reply.headers[header::CACHE_CONTROL], "no-store");
+    assert!(!reply.headers.contains_key(header::SET_COOKIE));
+
+    let reply = api.post(&[("prefer", "respond-async")], &json!({ "item": "known" })).await;
+    let location = super::location(&reply);
+    assert_eq!(api.ended(&location).await.headers[header::LOCATION], format!("{location}/result"));
+    let reply = api.get(&format!("{location}/result")).await;
+    assert_eq!(
+        (reply.status, &reply.headers[header::LOCATION]),
+        (StatusCode::SEE_OTHER, &"/orders/7".parse().expect("a value"))
+    );
+}
+
+/// Protocol §4: a larger result becomes a failure that says so, and stays fetchable where tasks are served.
+#[tokio::test]
+async fn a_result_that_is_too_large_for_its_callback_can_be_fetched() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let outbox = SqliteOutbox::open(folder.path().join("outbox.db")).await.expect("opened");
+    let place = |layer: TaskLayerBuilder| layer.callback_at(at("$request.body#/callbackUrl"));
+    let mut api = Api::on(outbox, caller(), place).await;
+    let said = |detail: &str| {
+        json!({
+            "type": "/problems/result-too-large", "title": "The result is too large", "status": 500, "detail": detail,
+        })
+    };
+    let callback = json!(api.callback());
+    for callback in [callback.clone(), Value::Null] {
+        let location = location(
+            &api.post(&[("prefer", "respond-async")], &json!({ "item": "many", "callbackUrl": callback })).await,
+        );
+        if callback.is_string() {
+            let received = api.receiver.next().await;
+            assert_eq!(received.header("ce-type"), Some("callback.task.failed"));
+            let kept = "the result is larger than 1048576 bytes: it is kept with its task";
+            assert_eq!(received.json(), said(kept));
+        }
+        assert_eq!(api.ended(&location).await.status, StatusCode::SEE_OTHER);
+        let reply = api.get(&format!("{location}/result")).await;
+        assert_eq!(
+            (reply.status, &reply.headers[header::CONTENT_TYPE]),
+            (StatusCode::OK, &"text/csv".parse().expect("a value"))
+        );
+        assert_eq!(reply.body.len(), MANY);
+        assert!(reply.body.iter().all(|byte| *byte == b'x'));
+    }
+    // What is larger than the layer keeps, or than anybody reads, is gone.
+    for (item, detail) in [
+        ("too many", "the result is larger than 4194304 bytes"),
+        ("endless", "the answer is larger than 16777216 bytes"),
+    ] {
+        let location = location(&api.post(&[], &json!({ "item": item, "callbackUrl": callback })).await);
+        assert_eq!(api.receiver.next().await.json(), said(detail), "{item}");
+        api.ended(&location).await;
+        let reply = api.get(&format!("{location}/result")).await;
+        assert_eq!((reply.status.as_u16(), reply.json()), (500, said(detail)), "{item}");
+    }
+    let api = Api::on(MemoryOutbox::new(), caller(), |layer| layer.result_limit(MANY - 1)).await;
+    let location = location(&api.post(&[("prefer", "respond-async")], &json!({ "item": "many" })).await);
+    api.ended(&location).await;
+    check_problem(&api.get(&format!("{location}/result")).await, 500, "result-too-large");
 }
