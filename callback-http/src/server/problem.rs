@@ -279,6 +279,24 @@ mod tests {
         assert_eq!(ALL.iter().map(|kind| kind.name).collect::<HashSet<_>>().len(), ALL.len());
     }
 
+    /// No exchange brings it about at will: a commit whose answer is lost, and a store that stays silent.
+    #[tokio::test]
+    async fn an_unknown_outcome_is_that_of_its_golden_file() {
+        use http_body_util::BodyExt;
+        let response = Refusal::new(OUTCOME_UNKNOWN).retry_after(SECOND).into_http();
+        let (parts, body) = response.into_parts();
+        let header = |name| parts.headers[name].to_str().expect("ASCII");
+        let body = body.collect().await.expect("a body").to_bytes();
+        let body: Value = serde_json::from_slice(&body).expect("JSON");
+        let text = format!(
+            "{}\ncontent-type: {}\nretry-after: {}\n\n{body:#}\n",
+            parts.status.as_u16(),
+            header("content-type"),
+            header("retry-after")
+        );
+        assert_eq!(text, include_str!("../../tests/golden/problems/outcome-unknown.txt"));
+    }
+
     #[test]
     fn a_callback_is_refused_by_what_is_wrong_with_it() {
         let place = Place::Pointer("/callbackUrl".into());

@@ -18,21 +18,21 @@ use http::{Method, StatusCode, header};
 use serde_json::{Value, json};
 use std::time::SystemTime;
 
-const JSON: (&str, &str) = ("content-type", "application/json");
-const ACME: (&str, &str) = ("x-caller", "acme");
+pub(crate) const JSON: (&str, &str) = ("content-type", "application/json");
+pub(crate) const ACME: (&str, &str) = ("x-caller", "acme");
 
-struct Api {
-    server: Server,
-    dispatcher: Dispatcher,
-    receiver: Receiver,
+pub(crate) struct Api {
+    pub(crate) server: Server,
+    pub(crate) dispatcher: Dispatcher,
+    pub(crate) receiver: Receiver,
 }
 
 impl Api {
-    async fn open() -> Self {
+    pub(crate) async fn open() -> Self {
         Self::with(|dispatcher| dispatcher, |router| router).await
     }
 
-    async fn with(
+    pub(crate) async fn with(
         dispatcher: impl FnOnce(DispatcherBuilder) -> DispatcherBuilder,
         router: impl FnOnce(SubscriptionRouterBuilder) -> SubscriptionRouterBuilder,
     ) -> Self {
@@ -48,35 +48,41 @@ impl Api {
         Self { server: Server::start(app).await, dispatcher, receiver: Receiver::start().await }
     }
 
-    async fn send(&self, method: Method, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Reply {
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Reply {
         request_at(method, self.server.address, path, headers, body).await
     }
 
-    async fn post(&self, body: &Value) -> Reply {
+    pub(crate) async fn post(&self, body: &Value) -> Reply {
         self.send(Method::POST, "/subscriptions", &[JSON, ACME], body.to_string()).await
     }
 
-    async fn get(&self, path: &str) -> Reply {
+    pub(crate) async fn get(&self, path: &str) -> Reply {
         self.send(Method::GET, path, &[ACME], "").await
     }
 
-    async fn patch(&self, path: &str, body: &Value) -> Reply {
+    pub(crate) async fn patch(&self, path: &str, body: &Value) -> Reply {
         let headers = [("content-type", "application/merge-patch+json"), ACME];
         self.send(Method::PATCH, path, &headers, body.to_string()).await
     }
 
-    fn callback(&self) -> String {
+    pub(crate) fn callback(&self) -> String {
         self.receiver.url("/send/callback/here")
     }
 
-    async fn publish(&self, event_type: &str, data: Value) {
+    pub(crate) async fn publish(&self, event_type: &str, data: Value) {
         let event = Event::new(event_type, data).service("container");
         self.dispatcher.publish(event).await.expect("published");
     }
 }
 
 #[track_caller]
-fn created(reply: &Reply) -> String {
+pub(crate) fn created(reply: &Reply) -> String {
     assert_eq!(reply.status, StatusCode::CREATED, "{reply:?}");
     reply.headers[header::LOCATION].to_str().expect("ASCII").to_owned()
 }

@@ -32,17 +32,17 @@ const MANY: usize = 3 << 20;
 
 /// Orders that can be made to wait.
 #[derive(Clone)]
-struct Orders {
-    gate: Arc<Semaphore>,
-    begun: Arc<Semaphore>,
+pub(crate) struct Orders {
+    pub(crate) gate: Arc<Semaphore>,
+    pub(crate) begun: Arc<Semaphore>,
 }
 
 /// A service with asynchronous orders.
-struct Api {
-    server: Server,
-    dispatcher: Dispatcher,
-    receiver: Receiver,
-    orders: Orders,
+pub(crate) struct Api {
+    pub(crate) server: Server,
+    pub(crate) dispatcher: Dispatcher,
+    pub(crate) receiver: Receiver,
+    pub(crate) orders: Orders,
 }
 
 async fn order(State(orders): State<Orders>, task: Option<Extension<Task>>, Json(order): Json<Value>) -> Response {
@@ -77,20 +77,33 @@ async fn order(State(orders): State<Orders>, task: Option<Extension<Task>>, Json
 }
 
 /// The caller, as a test's requests name it.
-fn caller() -> Owner {
+pub(crate) fn caller() -> Owner {
     Owner::hook(|request| Some(request.headers.get("x-caller")?.to_str().ok()?.to_owned()))
 }
 
-fn at(expression: &str) -> callback_http::server::Expression {
+pub(crate) fn at(expression: &str) -> callback_http::server::Expression {
     expression.parse().expect("an expression")
 }
 
 impl Api {
-    async fn open(owner: Owner) -> Self {
+    pub(crate) async fn open(owner: Owner) -> Self {
         Self::on(MemoryOutbox::new(), owner, |layer| layer.callback_at(at("$request.body#/callbackUrl"))).await
     }
 
-    async fn on(outbox: impl Outbox, owner: Owner, with: impl FnOnce(TaskLayerBuilder) -> TaskLayerBuilder) -> Self {
+    pub(crate) async fn on(
+        outbox: impl Outbox,
+        owner: Owner,
+        with: impl FnOnce(TaskLayerBuilder) -> TaskLayerBuilder,
+    ) -> Self {
+        Self::working(outbox, owner, Interrupted::RunAgain, with).await
+    }
+
+    pub(crate) async fn working(
+        outbox: impl Outbox,
+        owner: Owner,
+        interrupted: Interrupted,
+        with: impl FnOnce(TaskLayerBuilder) -> TaskLayerBuilder,
+    ) -> Self {
         let policy = Policy::default().allow(Rule::loopback());
         let sink = HttpSink::builder().policy(policy).build().expect("a sink");
         let dispatcher = Dispatcher::builder(outbox).sink(sink).profile(Os1::new("x-coreos-hmac-signature"));
@@ -100,7 +113,7 @@ impl Api {
             .route("/orders", post(order).get(async || "the list of orders"))
             .route("/items/{id}/tasks", post(order))
             .with_state(orders.clone());
-        let worker = dispatcher.worker("orders", Interrupted::RunAgain);
+        let worker = dispatcher.worker("orders", interrupted);
         let worker = worker.run(TaskHandler::new(routes.clone())).expect("registered");
         let layer = with(TaskLayer::builder(worker, owner.clone())).build().expect("a layer");
         let app = routes
@@ -110,37 +123,43 @@ impl Api {
         Self { server: Server::start(app).await, dispatcher, receiver: Receiver::start().await, orders }
     }
 
-    fn callback(&self) -> String {
+    pub(crate) fn callback(&self) -> String {
         self.receiver.url("/send/callback/here")
     }
 
-    async fn send(&self, method: Method, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Reply {
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Reply {
         crate::shop::request_at(method, self.server.address, path, headers, body).await
     }
 
-    async fn post(&self, headers: &[(&str, &str)], body: &Value) -> Reply {
+    pub(crate) async fn post(&self, headers: &[(&str, &str)], body: &Value) -> Reply {
         let headers = [&[("content-type", "application/json"), ("x-caller", "acme")], headers].concat();
         self.send(Method::POST, "/orders", &headers, body.to_string()).await
     }
 
-    async fn get(&self, path: &str) -> Reply {
+    pub(crate) async fn get(&self, path: &str) -> Reply {
         self.send(Method::GET, path, &[("x-caller", "acme")], "").await
     }
 
     /// The answer once the task is over.
-    async fn ended(&self, location: &str) -> Reply {
+    pub(crate) async fn ended(&self, location: &str) -> Reply {
         self.dispatcher.wait(id(location)).await.expect("readable");
         self.get(location).await
     }
 }
 
-fn id(location: &str) -> TaskId {
+pub(crate) fn id(location: &str) -> TaskId {
     let id = location.strip_prefix("/tasks/").expect("a task's").split('.').next().expect("an id");
     id.parse().expect("an id")
 }
 
 #[track_caller]
-fn location(reply: &Reply) -> String {
+pub(crate) fn location(reply: &Reply) -> String {
     assert_eq!(reply.status, StatusCode::ACCEPTED, "{reply:?}");
     reply.headers[header::LOCATION].to_str().expect("ASCII").to_owned()
 }
