@@ -134,9 +134,9 @@ impl DeadLetters {
         let row = self.store.find(id).await?.filter(|row| row.stage == Stage::Dead);
         let Some(former) = row.and_then(|row| row.result) else { return Ok(None) };
         let new = MessageId::new();
-        let Stored { message, failed, traceparent, service } = &*former;
-        let (traceparent, service) = (traceparent.clone(), service.clone());
-        let result = Stored { message: message.with_id(new.clone()), failed: *failed, traceparent, service };
+        let Stored { message, failed, traceparent, service, kept } = &*former;
+        let (traceparent, service, kept) = (traceparent.clone(), service.clone(), kept.clone());
+        let result = Stored { message: message.with_id(new.clone()), failed: *failed, traceparent, service, kept };
         let replay = Write::ReplayAsNew { id, now: self.now(), result: Arc::new(result) };
         let written = write(&*self.store, replay).await?;
         self.look_again();

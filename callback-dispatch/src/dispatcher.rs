@@ -225,7 +225,7 @@ impl Dispatcher {
             if !row.stage.is_open() || outcome.kind == OutcomeKind::Deferred {
                 return Err(EndError::Ended);
             }
-            let result = Arc::new(engine.shape(&row, outcome.clone())?);
+            let result = Arc::new(engine.shape(&row, outcome.clone(), |failure| engine.words_of(&row, failure))?);
             let now = engine.now();
             let to = state::after_run(OutcomeKind::Completed, row.dsn.is_some());
             // It is delivered from the store: whoever completes work elsewhere does not wait for its delivery.

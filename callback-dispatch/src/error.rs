@@ -29,6 +29,9 @@ pub enum AcceptError {
     /// An attribute or header that no message can carry.
     #[error(transparent)]
     Message(#[from] MessageError),
+    /// No subscription can have this owner: 1 to 255 bytes, and no control character.
+    #[error("an owner has 1 to 255 bytes and no control character")]
+    Owner,
     /// No profile of this name is registered.
     #[error("no profile named {0} is registered")]
     Profile(String),

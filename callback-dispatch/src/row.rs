@@ -3,6 +3,7 @@
 use crate::{
     clock::Micros,
     lane::LaneKey,
+    outcome::Answer,
     subscription::{FanOut, SubscriptionRow},
     work::Context,
 };
@@ -10,7 +11,7 @@ use bytes::Bytes;
 use callback_core::{Dsn, ErrorKind, Message, MessageId, Payload, Phase, TaskId};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::{fmt, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 /// One task or event, from its acceptance to its end.
 #[derive(Clone, Debug)]
@@ -93,7 +94,7 @@ impl Row {
         let result = self.result.as_ref().map_or(0, |result| {
             let headers = result.message.headers().map(|(name, value)| name.len() + value.len());
             let body = self.subscribed.as_ref().map_or_else(|| result.message.body().len(), |it| it.share);
-            headers.sum::<usize>() + body
+            headers.sum::<usize>() + body + result.kept.as_ref().map_or(0, |kept| kept.size())
         });
         1_024 + work + result
     }
@@ -214,6 +215,30 @@ pub(crate) struct Stored {
     pub(crate) traceparent: Option<String>,
     /// The service that an event is of.
     pub(crate) service: Option<String>,
+    /// Of a task: what is no part of the message.
+    pub(crate) kept: Option<Arc<Kept>>,
+}
+
+/// What is kept of an outcome beside its message.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Kept {
+    pub(crate) answer: Answer,
+    /// The outcome itself, where it is too large for a message, which is a failure then.
+    pub(crate) whole: Option<Whole>,
+}
+
+/// An outcome that no message carries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Whole {
+    pub(crate) payload: Payload,
+    pub(crate) failed: bool,
+}
+
+impl Kept {
+    /// About how many bytes it takes in memory.
+    pub(crate) fn size(&self) -> usize {
+        self.answer.size() + self.whole.as_ref().map_or(0, |whole| whole.payload.body().len())
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -261,9 +286,42 @@ struct StoredHead {
     service: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     sequence: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kept: Option<KeptHead>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct KeptHead {
+    #[serde(flatten)]
+    answer: Answer,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    whole: Option<WholeHead>,
+}
+
+/// The body itself stands behind that of the message.
+#[derive(Serialize, Deserialize)]
+struct WholeHead {
+    content_type: String,
+    failed: bool,
+    bytes: usize,
 }
 
 impl Stored {
+    /// What is stored of it for its delivery alone.
+    pub(crate) fn without_kept(&self) -> Self {
+        let (traceparent, service) = (self.traceparent.clone(), self.service.clone());
+        Self { message: self.message.clone(), failed: self.failed, traceparent, service, kept: None }
+    }
+
+    /// The body of the message, and that of the outcome where no message carries it.
+    pub(crate) fn body(&self) -> Cow<'_, [u8]> {
+        let message = self.message.body();
+        match self.kept.as_ref().and_then(|kept| kept.whole.as_ref()) {
+            None => Cow::Borrowed(message),
+            Some(whole) => Cow::Owned([&message[..], &whole.payload.body()[..]].concat()),
+        }
+    }
+
     /// The part beside the body, as JSON.
     pub(crate) fn head(&self) -> String {
         let message = &self.message;
@@ -281,12 +339,30 @@ impl Stored {
             failed: self.failed,
             service: self.service.clone(),
             sequence: message.sequence(),
+            kept: self.kept.as_ref().map(|kept| KeptHead {
+                answer: kept.answer.clone(),
+                whole: kept.whole.as_ref().map(|whole| WholeHead {
+                    content_type: whole.payload.content_type().to_owned(),
+                    failed: whole.failed,
+                    bytes: whole.payload.body().len(),
+                }),
+            }),
         };
         serde_json::to_string(&head).unwrap_or_default()
     }
 
     pub(crate) fn from_parts(head: &str, body: impl Into<Bytes>) -> Result<Self, String> {
         let head: StoredHead = serde_json::from_str(head).map_err(|error| error.to_string())?;
+        let mut body = body.into();
+        let kept = head.kept.map(|kept| {
+            let whole = kept.whole.map(|whole| {
+                let at = body.len().checked_sub(whole.bytes).ok_or("a part of the body is missing")?;
+                let payload = Payload::new(whole.content_type, body.split_off(at));
+                Ok::<_, String>(Whole { payload, failed: whole.failed })
+            });
+            Ok::<_, String>(Arc::new(Kept { answer: kept.answer, whole: whole.transpose()? }))
+        });
+        let kept = kept.transpose()?;
         let mut message = Message::builder(head.event_type)
             .id(head.id)
             .source(head.source)
@@ -308,7 +384,7 @@ impl Stored {
             message = message.sequence(sequence);
         }
         let message = message.build().map_err(|error| error.to_string())?;
-        Ok(Self { message, failed: head.failed, traceparent: head.traceparent, service: head.service })
+        Ok(Self { message, failed: head.failed, traceparent: head.traceparent, service: head.service, kept })
     }
 }
 
@@ -362,11 +438,22 @@ mod tests {
             .payload("text")
             .build()
             .expect("valid");
-        let stored = Stored { message, failed: true, traceparent: Some("t".into()), service: Some("container".into()) };
-        let back = Stored::from_parts(&stored.head(), stored.message.body().clone()).expect("readable");
+        let (traceparent, service) = (Some("t".into()), Some("container".into()));
+        let mut stored = Stored { message, failed: true, traceparent, service, kept: None };
+        let back = Stored::from_parts(&stored.head(), stored.body().into_owned()).expect("readable");
         assert_eq!(back.message, stored.message);
         assert_eq!((back.failed, back.traceparent), (true, Some("t".into())));
-        assert_eq!(back.service.as_deref(), Some("container"));
+        assert_eq!((back.service.as_deref(), back.kept), (Some("container"), None));
+
+        let answer = Answer { status: Some(201), headers: vec![("location".into(), "/orders/7".into())] };
+        for whole in [None, Some(Whole { payload: Payload::new("text/csv", "a,b"), failed: false })] {
+            let kept = Kept { answer: answer.clone(), whole };
+            stored.kept = Some(Arc::new(kept.clone()));
+            let back = Stored::from_parts(&stored.head(), stored.body().into_owned()).expect("readable");
+            assert_eq!((&back.message, back.kept.as_deref()), (&stored.message, Some(&kept)));
+        }
+        let error = Stored::from_parts(&stored.head(), "a").expect_err("cut short");
+        assert_eq!(error, "a part of the body is missing");
     }
 
     #[test]

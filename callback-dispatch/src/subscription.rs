@@ -128,7 +128,7 @@ impl NewSubscription {
         self
     }
 
-    /// Sets on whose behalf it is made; chooses the key and the lane, and who sees it.
+    /// Sets on whose behalf it is made; chooses the key and the lane, and who sees it: 1 to 255 bytes.
     pub fn owner(mut self, owner: impl Into<String>) -> Self {
         self.owner = Some(owner.into());
         self

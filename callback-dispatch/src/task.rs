@@ -4,7 +4,7 @@ use crate::{
     AcceptError, Event, Outcome,
     engine::Engine,
     outcome::OutcomeKind,
-    row::{Published, Row, Stage},
+    row::{Published, Row, Stage, Stored, Whole},
 };
 use callback_core::{MessageId, Payload, TaskId};
 use serde::de::DeserializeOwned;
@@ -86,11 +86,7 @@ impl Task {
             Stage::Cancelled => TaskState::Cancelled,
             Stage::Expired => TaskState::Expired,
         };
-        let outcome = row.result.as_ref().map(|stored| Outcome {
-            kind: if stored.failed { OutcomeKind::Failed } else { OutcomeKind::Completed },
-            payload: stored.message.payload().clone(),
-            event_type: Some(stored.message.event_type().to_owned()),
-        });
+        let outcome = row.result.as_deref().map(outcome);
         Self(Arc::new(Inner { row, state, outcome, published: Mutex::new(published), engine }))
     }
 
@@ -171,7 +167,7 @@ impl Task {
         self.0.row.accepted_at.to_system()
     }
 
-    /// What it came to, once that is stored.
+    /// What it came to, once that is stored: the whole of it, where its Dsn got [`Failure::Kept`](crate::Failure::Kept).
     #[must_use]
     pub fn outcome(&self) -> Option<&Outcome> {
         self.0.outcome.as_ref()
@@ -206,6 +202,17 @@ impl Task {
     pub(crate) fn take_published(&self) -> Vec<Published> {
         self.0.published.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default()
     }
+}
+
+/// What was stored, as the handler gave it.
+fn outcome(stored: &Stored) -> Outcome {
+    let kept = stored.kept.as_deref().cloned().unwrap_or_default();
+    let (payload, failed, event_type) = match kept.whole {
+        Some(Whole { payload, failed }) => (payload, failed, None),
+        None => (stored.message.payload().clone(), stored.failed, Some(stored.message.event_type().to_owned())),
+    };
+    let kind = if failed { OutcomeKind::Failed } else { OutcomeKind::Completed };
+    Outcome { event_type, answer: kept.answer, ..Outcome::of(kind, payload) }
 }
 
 impl fmt::Debug for Task {

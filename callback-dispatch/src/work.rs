@@ -56,6 +56,8 @@ pub(crate) struct Context {
     pub(crate) meta: Option<Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) secret: Option<KeptSecret>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) result_limit: Option<usize>,
 }
 
 impl Work {
@@ -173,6 +175,14 @@ impl Work {
     /// Any other text, where the profile [uses it](crate::Profile::uses_secret). The handler does not see it.
     pub fn secret(mut self, secret: impl Into<Secret>) -> Self {
         self.context.secret = Some(KeptSecret { secret: secret.into(), until: i64::MAX });
+        self
+    }
+
+    /// Keeps a result that is larger than a message may be, up to this many bytes. Default: none is kept.
+    ///
+    /// Whoever looks the task up finds it; its Dsn gets [`Failure::Kept`](crate::Failure::Kept). For where tasks are served.
+    pub fn result_limit(mut self, bytes: usize) -> Self {
+        self.context.result_limit = Some(bytes);
         self
     }
 

@@ -35,10 +35,12 @@ impl HttpSinkBuilder {
     /// # Errors
     /// When there are no root certificates, or those given cannot be read.
     pub fn build(self) -> Result<HttpSink, HttpSinkError> {
-        let tls = match self.roots {
+        let mut tls = match self.roots {
             Some(pem) => tls_with_roots(&pem)?,
             None => tls_of_the_system()?,
         };
+        // To a configuration that it is given the client adds nothing.
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         HttpSink::with(self.policy, &tls)
     }
 }

@@ -27,6 +27,7 @@ use url::Host;
 ///
 /// Delivered is what the receiver answered with 2xx, the answer read to its end or to 64 KiB. Connections are pooled; the
 /// policy judges each address before it is dialled. Redirects are not followed, and no proxy is taken from the environment.
+/// HTTP/2 is spoken to receivers of `https` that choose it (RFC 7301), HTTP/1.1 to all others.
 ///
 /// ```
 /// use callback_core::Policy;

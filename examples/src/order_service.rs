@@ -95,7 +95,8 @@ impl OrderService {
         let rpc = Router::new().route("/rpc", post(call)).with_state(shop.clone());
         let worker =
             dispatcher.worker("orders", Interrupted::RunAgain).concurrency(256).run(RpcHandler::new(rpc.clone()))?;
-        let layer = RpcLayer::builder(worker);
+        let owner = Owner::capability();
+        let layer = RpcLayer::builder(worker).tasks_at("/tasks", owner.clone());
         let layer = settings.topic.iter().cloned().fold(layer, RpcLayerBuilder::topic).build()?;
         // On the routes alone: a wrong path is no call, and stays a 404.
         let rpc = rpc.route_layer(layer);
@@ -105,7 +106,6 @@ impl OrderService {
             .worker("http-orders", Interrupted::RunAgain)
             .concurrency(256)
             .run(TaskHandler::new(orders.clone()))?;
-        let owner = Owner::capability();
         let layer = TaskLayer::builder(worker, owner.clone())
             .callback_at("$request.body#/callbackUrl".parse()?)
             .expires_at("$request.body#/expires".parse()?)

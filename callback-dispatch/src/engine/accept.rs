@@ -188,7 +188,8 @@ impl Engine {
         if let Some(event_id) = event_id {
             message = message.event_id(event_id);
         }
-        let stored = Arc::new(Stored { message: message.build()?, failed: false, traceparent: None, service });
+        let stored =
+            Arc::new(Stored { message: message.build()?, failed: false, traceparent: None, service, kept: None });
         let owner = owner.map(Arc::from);
         let expires = expires_in.map_or(Micros::NEVER, |wait| now.after(wait));
         let Some(dsn) = dsn else {

@@ -4,8 +4,8 @@ use super::{Engine, Hand, Place, WorkerEntry};
 use crate::{
     EndError, Failure, Interrupted, Outcome, Task, failpoint, measure,
     outbox::{Settle, Write},
-    outcome::OutcomeKind,
-    row::{Published, Row, Stage, Stored},
+    outcome::{Answer, OutcomeKind},
+    row::{Kept, Published, Row, Stage, Stored, Whole},
     state::{self, Begin},
 };
 use callback_core::{Message, MessageError};
@@ -136,6 +136,13 @@ impl Engine {
         failure.to_outcome()
     }
 
+    /// A failure in the words of the handler of this row; in the engine's where nobody has registered one.
+    pub(crate) fn words_of(self: &Arc<Self>, row: &Row, failure: &Failure) -> Outcome {
+        let worker = row.worker.as_deref().and_then(|name| self.worker(name));
+        let task = Task::of_run(Arc::new(row.clone()), Arc::clone(self));
+        worker.map_or_else(|| failure.to_outcome(), |worker| self.words(&worker, &task, failure))
+    }
+
     async fn store_outcome(
         self: &Arc<Self>,
         row: &Arc<Row>,
@@ -155,7 +162,8 @@ impl Engine {
             }
             return None;
         }
-        let result = self.shape(row, outcome).or_else(|unfit| {
+        let words = |failure: &Failure| self.words(worker, task, failure);
+        let result = self.shape(row, outcome, words).or_else(|unfit| {
             let failure = Failure::from(unfit);
             tracing::warn!(task = %row.id, %failure, "an outcome cannot be sent");
             // Words for a failure are short, and say what the limit is: it is not for them.
@@ -174,7 +182,10 @@ impl Engine {
         let mut next = Row::clone(row);
         next.stage = state::after_run(OutcomeKind::Completed, row.dsn.is_some());
         (next.due, next.first_due) = (now, now);
-        next.result = Some(Arc::clone(&result));
+        // What is kept is for the store alone, and counts until it is there.
+        let kept = result.kept.as_ref().map_or(0, |kept| kept.size());
+        let _kept = self.memory.take_anyway(kept);
+        next.result = Some(if kept > 0 { Arc::new(result.without_kept()) } else { Arc::clone(&result) });
         drop(place);
         let place = if next.stage == Stage::Delivering { self.reserve(&next) } else { None };
         next.held = place.is_some();
@@ -196,16 +207,32 @@ impl Engine {
         Some((Arc::new(next), place?))
     }
 
-    /// Makes the message of an outcome.
-    pub(crate) fn shape(&self, row: &Row, outcome: Outcome) -> Result<Stored, Unfit> {
-        if outcome.payload.body().len() > self.body_limit {
-            return Err(Unfit::TooLarge { limit: self.body_limit });
+    /// Makes the message of an outcome: of one that is too large and to be kept, a failure in these words.
+    pub(crate) fn shape(
+        &self,
+        row: &Row,
+        outcome: Outcome,
+        words: impl FnOnce(&Failure) -> Outcome,
+    ) -> Result<Stored, Unfit> {
+        let (bytes, limit) = (outcome.payload.body().len(), self.body_limit);
+        if bytes <= limit {
+            return self.message(row, outcome);
         }
-        self.message(row, outcome)
+        let most = row.work.as_ref().and_then(|work| work.context.result_limit).unwrap_or_default().max(limit);
+        if bytes > most {
+            return Err(Unfit::TooLarge { limit: most });
+        }
+        let failure = Failure::Kept { limit };
+        let mut stored = self.message(row, words(&failure)).or_else(|_| self.message(row, failure.to_outcome()))?;
+        let whole = Whole { failed: outcome.is_failed(), payload: outcome.payload };
+        stored.kept = Some(Arc::new(Kept { answer: outcome.answer, whole: Some(whole) }));
+        Ok(stored)
     }
 
     fn message(&self, row: &Row, outcome: Outcome) -> Result<Stored, Unfit> {
         let failed = outcome.is_failed();
+        let kept = (outcome.answer != Answer::default())
+            .then(|| Arc::new(Kept { answer: outcome.answer.clone(), whole: None }));
         let mut message = Message::builder(outcome.event_type())
             .id(row.id.into())
             .source(&self.source)
@@ -227,6 +254,7 @@ impl Engine {
             failed,
             traceparent: context.and_then(|context| context.traceparent.clone()),
             service: None,
+            kept,
         })
     }
 

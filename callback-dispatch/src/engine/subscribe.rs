@@ -32,10 +32,12 @@ impl Engine {
         self.check(&dsn)?;
         let profile = profile.filter(|name| name != Bare::NAME);
         let shape = self.profile(profile.as_deref()).map_err(AcceptError::Profile)?;
+        if owner.as_deref().is_some_and(|owner| check_text("", owner).is_err()) {
+            return Err(AcceptError::Owner);
+        }
         let mut found = check_wishes(service.as_deref(), &events);
         found.extend(self.check_meta(&meta).err());
         found.extend(secret.as_ref().and_then(|secret| check_secret(secret, shape).err()));
-        found.extend(owner.as_deref().and_then(|owner| check_text("/owner", owner).err()));
         Violations::all(found).map_err(AcceptError::Invalid)?;
         if !self.validators.is_empty() {
             let content = content(&new_view(&dsn, topic, once), service.as_deref(), &events, &meta);

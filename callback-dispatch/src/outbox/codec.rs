@@ -62,7 +62,7 @@ impl Codec {
         let dsn = row.dsn.as_ref().map(|dsn| self.text(row.id, Column::Dsn, dsn.expose().into()));
         let work = row.work.as_ref().map(|work| {
             let head = self.text(row.id, Column::Work, work.head().into())?;
-            Ok::<_, String>((head, self.body(row.id, Column::WorkBody, work.payload.body())?))
+            Ok::<_, String>((head, self.body(row.id, Column::WorkBody, &work.payload.body()[..])?))
         });
         let result = row.result.as_ref().map(|result| self.encode_result(row.id, result));
         Ok(Columns { dsn: dsn.transpose()?, work: work.transpose()?, result: result.transpose()? })
@@ -70,7 +70,7 @@ impl Codec {
 
     pub(crate) fn encode_result<'a>(&self, id: TaskId, result: &'a Stored) -> Result<Pair<'a>, String> {
         let head = self.text(id, Column::Result, result.head().into())?;
-        Ok((head, self.body(id, Column::ResultBody, result.message.body())?))
+        Ok((head, self.body(id, Column::ResultBody, result.body())?))
     }
 
     pub(crate) fn encode_reason<'a>(&self, id: TaskId, failed: &'a FailedRow) -> Result<Text<'a>, String> {
@@ -79,7 +79,7 @@ impl Codec {
 
     pub(crate) fn encode_payload<'a>(&self, event: &'a FanOut) -> Result<Pair<'a>, String> {
         let head = self.text(event.id, Column::Payload, event.stored.head().into())?;
-        Ok((head, self.body(event.id, Column::PayloadBody, event.stored.message.body())?))
+        Ok((head, self.body(event.id, Column::PayloadBody, &event.stored.message.body()[..])?))
     }
 
     pub(crate) fn encode_subscription(&self, row: &SubscriptionRow) -> Result<Text<'static>, String> {
@@ -137,7 +137,7 @@ impl Codec {
         let text = |column, kept| self.text(id, column, self.read(id, column, kept)?.into_owned().into());
         let pair = |(column, head), (body_column, body): (_, &[u8])| {
             let body = self.read_body(id, body_column, head, body.to_vec())?;
-            let body = self.body(id, body_column, &body)?.into_owned();
+            let body = self.body(id, body_column, body)?.into_owned();
             Ok::<_, String>((text(column, head)?, body.into()))
         };
         let work = work.map(|(head, body)| pair((Column::Work, head), (Column::WorkBody, body)));
@@ -169,7 +169,7 @@ impl Codec {
             return Ok(None);
         }
         let body = self.read_body(id, Column::PayloadBody, head, body.to_vec())?;
-        let body = self.body(id, Column::PayloadBody, &body)?.into_owned();
+        let body = self.body(id, Column::PayloadBody, body)?.into_owned();
         let head = self.text(id, Column::Payload, self.read(id, Column::Payload, head)?.into_owned().into())?;
         Ok(Some((head, body.into())))
     }
@@ -208,9 +208,10 @@ impl Codec {
         keys.seal(&column.place(id), text.as_bytes()).map(Text::Sealed).map_err(|error| error.to_string())
     }
 
-    fn body<'a>(&self, id: TaskId, column: Column, body: &'a [u8]) -> Result<Cow<'a, [u8]>, String> {
-        let Some(keys) = &self.keys else { return Ok(body.into()) };
-        keys.seal(&column.place(id), body).map(Cow::Owned).map_err(|error| error.to_string())
+    fn body<'a>(&self, id: TaskId, column: Column, body: impl Into<Cow<'a, [u8]>>) -> Result<Cow<'a, [u8]>, String> {
+        let body = body.into();
+        let Some(keys) = &self.keys else { return Ok(body) };
+        keys.seal(&column.place(id), &body).map(Cow::Owned).map_err(|error| error.to_string())
     }
 
     fn read<'a>(&self, id: TaskId, column: Column, value: &'a [u8]) -> Result<Cow<'a, str>, String> {
@@ -269,7 +270,11 @@ fn without_keys(id: &str) -> String {
 #[cfg(all(test, feature = "seal"))]
 mod tests {
     use super::*;
-    use crate::work::Context;
+    use crate::{
+        outcome::Answer,
+        row::{Kept, Whole},
+        work::Context,
+    };
     use callback_core::{ErrorKind, Message, Payload};
     use proptest::{collection::vec, prelude::*};
     use std::{sync::Arc, time::Duration};
@@ -309,6 +314,10 @@ mod tests {
             failed: true,
             traceparent: None,
             service: None,
+            kept: Some(Arc::new(Kept {
+                answer: Answer { status: Some(201), headers: vec![("location".into(), reason.to_owned())] },
+                whole: Some(Whole { payload: Payload::new("text/y", body.repeat(2)), failed: false }),
+            })),
         };
         let context = Context { operation: reason.to_owned(), ..Context::default() };
         let row = Row {
@@ -343,6 +352,7 @@ mod tests {
         let back = read_by.decode_result(id, &result.0, result.1).expect("read");
         assert_eq!(back.message.body(), &body.to_vec());
         assert_eq!((back.message.subject(), back.failed), (Some(reason), true));
+        assert_eq!(back.kept, row.result.as_ref().expect("there").kept);
 
         let (number, took, kind) = (3, Duration::ZERO, ErrorKind::Gone);
         let failed = FailedRow { number, time, took, kind, phase: None, status: None, reason: reason.to_owned() };

@@ -127,7 +127,7 @@ fn task(worker: &str) -> Row {
 
 fn message(id: TaskId) -> Arc<Stored> {
     let message = Message::builder("a.b").id(id.into()).payload("result").build().expect("a message");
-    Arc::new(Stored { message, failed: false, traceparent: None, service: None })
+    Arc::new(Stored { message, failed: false, traceparent: None, service: None, kept: None })
 }
 
 fn in_order(number: u8, stops: bool) -> Row {
@@ -608,7 +608,7 @@ fn to_all(event_type: &str, service: Option<&str>) -> FanOut {
     let id = TaskId::new();
     let message = Message::builder(event_type).id(id.into()).payload("event").build().expect("a message");
     let service = service.map(str::to_owned);
-    let stored = Arc::new(Stored { message, failed: false, traceparent: None, service });
+    let stored = Arc::new(Stored { message, failed: false, traceparent: None, service, kept: None });
     FanOut { id, stored, owner: None, key: None, now: NOW, expires: Micros::NEVER }
 }
 

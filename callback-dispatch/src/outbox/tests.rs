@@ -8,7 +8,8 @@ use crate::{
     clock::Micros,
     dead_letter::{Cursor, DeadLetterQuery},
     lane::LaneKey,
-    row::{FailedRow, Idempotency, Order, OrderKey, Published, Request, Row, Stage, Stored},
+    outcome::Answer,
+    row::{FailedRow, Idempotency, Kept, Order, OrderKey, Published, Request, Row, Stage, Stored, Whole},
     subscription::{Detail, FanOut, SubscriptionEnd, SubscriptionId, SubscriptionRow},
     work::Context,
 };
@@ -284,7 +285,7 @@ impl Outboxes {
         let message = Message::builder(EVENTS[usize::from(event)]).id(id.into()).time(now.to_system());
         let message = message.payload(format!("event {now:?}")).build().expect("a valid message");
         let service = service.then(|| "orders".to_owned());
-        let stored = Arc::new(Stored { message, failed: false, traceparent: None, service });
+        let stored = Arc::new(Stored { message, failed: false, traceparent: None, service, kept: None });
         let (owner, key) = (owner.then(|| "acme".into()), key.map(|key| FanOut::key(WORKERS[key])));
         Arc::new(FanOut { id, stored, owner, key, now, expires: Micros::NEVER })
     }
@@ -624,6 +625,11 @@ fn result(id: TaskId, now: Micros) -> Arc<Stored> {
         failed: now.0 % 2 == 0,
         traceparent: (now.0 % 3 == 0).then(|| "t".into()),
         service: None,
+        kept: (now.0 % 5 == 0).then(|| {
+            let answer = Answer { status: Some(201), headers: vec![("location".into(), "/a".into())] };
+            let whole = Whole { payload: Payload::new("text/csv", format!("a,b,{now:?}")), failed: now.0 % 2 == 0 };
+            Arc::new(Kept { answer, whole: (now.0 % 10 == 0).then_some(whole) })
+        }),
     })
 }
 
@@ -659,7 +665,7 @@ fn answer(written: &Written, finds_nothing: bool, deletes: bool) -> String {
 /// A row with everything that its `Debug` hides.
 fn all_of(row: &Row) -> String {
     let work = row.work.as_ref().map(|work| (work.head(), work.payload.body().clone()));
-    let result = row.result.as_ref().map(|result| (result.head(), result.message.body().clone()));
+    let result = row.result.as_ref().map(|result| (result.head(), result.body().into_owned()));
     format!("{row:?} {work:?} {result:?} {:?}", row.dsn.as_ref().map(|dsn| dsn.expose()))
 }
 

@@ -273,6 +273,7 @@ pub(crate) fn message_for(
         failed: event.failed,
         traceparent: event.traceparent.clone(),
         service: event.service.clone(),
+        kept: None,
     })
 }
 

@@ -12,6 +12,8 @@ use tokio::{sync::mpsc, time::Instant};
 on_each_outbox!(
     a_handler_that_panics_fails_its_task_alone,
     a_result_that_is_too_large_becomes_a_failure,
+    a_result_that_is_too_large_is_kept_where_the_work_asks_for_it,
+    status_and_headers_of_an_outcome_are_kept_beside_its_message,
     a_malformed_type_becomes_a_failure,
     a_failure_is_put_into_the_handlers_own_words,
     a_handler_that_has_no_words_fails_by_the_engines,
@@ -99,6 +101,54 @@ async fn a_result_that_is_too_large_becomes_a_failure(home: Home) {
     let worker = dispatcher.worker("obedient", Interrupted::RunAgain).run(obedient).expect("registered");
     accept(&worker, "large", "memory://results").await;
     check(&sink.next("results").await.message, &Failure::TooLarge { limit: 1_000 }, 500);
+}
+
+async fn a_result_that_is_too_large_is_kept_where_the_work_asks_for_it(home: Home) {
+    let sink = MemorySink::new();
+    let dispatcher = start(home.builder().await.sink(sink.clone()).body_limit(1_000)).await;
+    let worker = dispatcher.worker("obedient", Interrupted::RunAgain).run(obedient).expect("registered");
+    let large = Outcome::completed("x".repeat(1_001));
+    let work = |limit| Work::new(json!("large")).result_limit(limit);
+    for to in [Some("memory://results"), None] {
+        let work = to.iter().fold(work(1_001), |work, to| work.callback(dsn(to)));
+        let id = worker.accept(work).await.expect("accepted").id();
+        if to.is_some() {
+            check(&sink.next("results").await.message, &Failure::Kept { limit: 1_000 }, 500);
+        }
+        let task = ended(&dispatcher, id).await;
+        let outcome = task.outcome().expect("it has one");
+        assert!(!outcome.is_failed());
+        assert_eq!(outcome.payload(), large.payload());
+        // The message is as small as it says, and nothing larger waits in memory.
+        assert!(dispatcher.health().await.memory_bytes < 10_000);
+    }
+    // What is completed elsewhere is kept, too.
+    let deferring = dispatcher.worker("deferring", Interrupted::RunAgain);
+    let deferring = deferring.run(async |_: Task| Outcome::deferred()).expect("registered");
+    let id = deferring.accept(work(1_001).callback(dsn("memory://results"))).await.expect("accepted").id();
+    dispatcher.complete(id, large.clone().with_status(201)).await.expect("completed");
+    check(&sink.next("results").await.message, &Failure::Kept { limit: 1_000 }, 500);
+    let outcome = ended(&dispatcher, id).await.outcome().expect("it has one").clone();
+    assert_eq!((outcome.payload(), outcome.status()), (large.payload(), Some(201)));
+
+    let id = worker.accept(work(1_000).callback(dsn("memory://results"))).await.expect("accepted").id();
+    check(&sink.next("results").await.message, &Failure::TooLarge { limit: 1_000 }, 500);
+    assert!(ended(&dispatcher, id).await.outcome().is_some_and(Outcome::is_failed));
+}
+
+async fn status_and_headers_of_an_outcome_are_kept_beside_its_message(home: Home) {
+    let sink = MemorySink::new();
+    let dispatcher = start(home.builder().await.sink(sink.clone())).await;
+    let worker = dispatcher.worker("creating", Interrupted::RunAgain);
+    let created = Outcome::completed("new").with_status(201).with_header("location", "/new").with_header("etag", "1");
+    let outcome = created.clone();
+    let worker = worker.run(move |_: Task| std::future::ready(outcome.clone())).expect("registered");
+    let id = accept(&worker, json!(null), "memory://results").await;
+    let message = sink.next("results").await.message;
+    assert_eq!((message.body(), message.headers().count()), (&"new".into(), 0));
+    let outcome = ended(&dispatcher, id).await.outcome().expect("it has one").clone();
+    assert_eq!((outcome.status(), outcome.payload()), (Some(201), created.payload()));
+    assert_eq!(outcome.headers().collect::<Vec<_>>(), [("location", "/new"), ("etag", "1")]);
 }
 
 async fn a_malformed_type_becomes_a_failure(home: Home) {

@@ -326,6 +326,9 @@ async fn what_cannot_be_used_is_refused_with_all_that_is_wrong(home: Home) {
     check_violations(subscriptions.create(to("a").meta(deep)).await, &["/meta"]);
     let unknown = subscriptions.create(to("a").profile("nobody's")).await;
     assert!(matches!(unknown, Err(AcceptError::Profile(name)) if name == "nobody's"));
+    for owner in ["", "a\nb", &"x".repeat(256)] {
+        assert!(matches!(subscriptions.create(to("a").owner(owner)).await, Err(AcceptError::Owner)), "{owner:?}");
+    }
     let nowhere = subscriptions.create(NewSubscription::new(dsn("nowhere://a"))).await;
     assert!(matches!(nowhere, Err(AcceptError::Dsn(_))));
     let id = create(&dispatcher, to("a")).await.id();

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, header, request::Parts};
 use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use std::{
-    fmt,
+    fmt, mem,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -115,10 +115,51 @@ where
     }
 }
 
+/// A body that was not taken in.
+pub(super) enum Untaken<B> {
+    /// More than the limit: what was read so far, and the rest.
+    Longer(Bytes, Pin<Box<B>>),
+    Failed,
+}
+
+/// Takes in a request's body up to a limit of bytes; nothing of one that announces more.
+pub(super) async fn take<B>(headers: &HeaderMap, body: B, limit: usize) -> Result<Bytes, Untaken<B>>
+where
+    B: http_body::Body<Data = Bytes, Error: Into<BoxError>>,
+{
+    let body = Box::pin(body);
+    if announced(headers) > limit {
+        return Err(Untaken::Longer(Bytes::new(), body));
+    }
+    match read(body, limit).await {
+        Read::Whole(body) => Ok(body),
+        Read::Longer(read, rest) => Err(Untaken::Longer(read, rest)),
+        Read::Failed(error) => {
+            tracing::debug!(%error, "a request was not read to its end");
+            Err(Untaken::Failed)
+        }
+    }
+}
+
 /// How many bytes a request says that it has; none if it does not say it.
-pub(super) fn announced(headers: &HeaderMap) -> usize {
+fn announced(headers: &HeaderMap) -> usize {
     let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     length.unwrap_or_default()
+}
+
+/// Whether a body is not as it was before some content coding (RFC 9110 §8.4): nobody here takes that off.
+pub(super) fn is_coded(headers: &HeaderMap) -> bool {
+    let codings = headers.get_all(header::CONTENT_ENCODING).iter().map(HeaderValue::as_bytes);
+    codings.flat_map(|value| value.split(|byte| *byte == b',')).any(|coding| {
+        let coding = coding.trim_ascii();
+        !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity")
+    })
+}
+
+/// The answer names what codings a body may have (RFC 9110 §15.5.16): none.
+pub(super) fn wanting_no_coding(mut response: Response<Body>) -> Response<Body> {
+    response.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    response
 }
 
 /// A request whose body was read.
@@ -129,7 +170,15 @@ pub(super) fn with_body(mut parts: Parts, body: Bytes) -> Request<Body> {
 }
 
 /// The wrapped service, called at most once.
-pub(super) struct Inner<S>(pub(super) S);
+pub(super) struct Inner<S>(S);
+
+impl<S: Clone> Inner<S> {
+    /// Takes the clone that was polled ready, which is the one to call, and leaves another.
+    pub(super) fn ready(service: &mut S) -> Self {
+        let next = service.clone();
+        Self(mem::replace(service, next))
+    }
+}
 
 impl<S> Inner<S> {
     pub(super) async fn call<R>(mut self, request: Request<Body>) -> Result<Response<Body>, S::Error>
@@ -138,5 +187,33 @@ impl<S> Inner<S> {
         R: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     {
         Ok(self.0.call(request).await?.map(Body::new))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_coding_is_found_wherever_it_stands() {
+        for (values, expected) in [
+            (&[][..], false),
+            (&[""], false),
+            (&["identity"], false),
+            (&[" Identity , identity"], false),
+            (&["gzip"], true),
+            (&["identity, br"], true),
+            (&["identity", "zstd"], true),
+            (&["unheard-of"], true),
+        ] {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(header::CONTENT_ENCODING, HeaderValue::from_static(value));
+            }
+            assert_eq!(is_coded(&headers), expected, "{values:?}");
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_bytes(b"\xff").expect("a value"));
+        assert!(is_coded(&headers));
     }
 }

@@ -121,6 +121,11 @@ impl Expression {
         }
     }
 
+    /// Whether it names the body, or something in it.
+    pub(super) const fn is_of_body(&self) -> bool {
+        matches!(self.0, Part::Body { .. })
+    }
+
     /// The header that it names.
     pub(super) const fn header(&self) -> Option<&HeaderName> {
         match &self.0 {
@@ -292,16 +297,18 @@ impl Template {
             match expected {
                 Segment::Literal(literal) if literal == segment => {}
                 Segment::Literal(_) => return None,
-                Segment::Parameter(name) => {
-                    // Percent-decoding alone: a path has no `+` for a space.
-                    let encoded = segment.replace('+', "%2B");
-                    let decoded = url::form_urlencoded::parse(encoded.as_bytes()).next();
-                    parameters.insert(name.as_str(), decoded.map(|(name, _)| name.into_owned())?);
-                }
+                Segment::Parameter(_) if segment.is_empty() => return None,
+                Segment::Parameter(name) => _ = parameters.insert(name.as_str(), percent_decoded(segment)),
             }
         }
         segments.next().is_none().then_some(parameters)
     }
+}
+
+/// Percent-decoding alone: to a path `+`, `&` and `=` are characters like others (RFC 3986 §3.3).
+fn percent_decoded(segment: &str) -> String {
+    let value = format!("={}", segment.replace('+', "%2B").replace('&', "%26"));
+    url::form_urlencoded::parse(value.as_bytes()).map(|(_, value)| value.into_owned()).collect()
 }
 
 #[cfg(test)]
@@ -439,6 +446,24 @@ mod tests {
             let error = text.parse::<Expression>().expect_err(text);
             assert!(error.to_string().contains("speaks of an answer"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_parameter_of_the_path_is_the_whole_segment() {
+        let template = Template::parse("/items/{id}/tasks").expect("a template");
+        for (segment, expected) in [
+            ("https:%2F%2Fa.example%2F%3Fto=b&c=d", "https://a.example/?to=b&c=d"),
+            ("a=b&c=d", "a=b&c=d"),
+            ("=&", "=&"),
+            ("&a", "&a"),
+            ("a;b=1,2", "a;b=1,2"),
+            ("%26%3D%2B+%20%25", "&=++ %"),
+            ("%zz%", "%zz%"),
+        ] {
+            let parameters = template.parameters(&format!("/items/{segment}/tasks")).expect("it matches");
+            assert_eq!(parameters["id"], expected, "{segment}");
+        }
+        assert!(template.parameters("/items//tasks").is_none());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::{
     Body,
     service::{IGNORE_CACHE, TIMEOUT},
-    stored::Stored,
+    stored::{Stored, Unanswered},
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -72,7 +72,8 @@ where
                 Ok(answer) => rpc_outcome(Outcome::completed, "completed", answer.into_body()),
                 Err(invalid) => internal(&task, &format!("{invalid} (HTTP status {})", response.status().as_u16())),
             },
-            Err(reason) => internal(&task, &reason),
+            Err(Unanswered::TooLarge { limit }) => failed(&task, too_large(limit)),
+            Err(unanswered) => internal(&task, &unanswered.to_string()),
         }
     }
 
@@ -81,9 +82,9 @@ where
             Failure::Interrupted => RpcError::new(RpcError::INTERRUPTED, "Interrupted"),
             Failure::TimedOut(limit) => RpcError::new(RpcError::TIMED_OUT, "Method timed out")
                 .with_data(json!({ "seconds": limit.as_secs_f64() })),
-            Failure::TooLarge { limit } => {
-                RpcError::new(RpcError::RESULT_TOO_LARGE, "Result too large").with_data(json!({ "limit": limit }))
-            }
+            Failure::TooLarge { limit } => too_large(*limit),
+            Failure::Kept { limit } => RpcError::new(RpcError::RESULT_TOO_LARGE, "Result too large")
+                .with_data(json!({ "limit": limit, "kept": true })),
             other => {
                 RpcError::new(RpcError::INTERNAL, "Internal error").with_data(json!({ "reason": other.to_string() }))
             }
@@ -99,6 +100,10 @@ fn rpc_outcome(outcome: impl Fn(Payload) -> Outcome, how: &str, body: impl Into<
 fn internal(task: &Task, reason: &str) -> Outcome {
     tracing::warn!(task = %task.id(), operation = task.operation(), reason, "a method gave no JSON-RPC answer");
     failed(task, RpcError::new(RpcError::INTERNAL, "Internal error").with_data(json!({ "reason": reason })))
+}
+
+fn too_large(limit: usize) -> RpcError {
+    RpcError::new(RpcError::RESULT_TOO_LARGE, "Result too large").with_data(json!({ "limit": limit }))
 }
 
 fn failed(task: &Task, error: RpcError) -> Outcome {

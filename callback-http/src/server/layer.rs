@@ -1,8 +1,13 @@
 //! How the layer is set up.
 
-use super::{RpcService, reply, stored::Keep};
+use super::{
+    Owner as TaskOwner, RpcService,
+    owner::Capability,
+    reply,
+    stored::{ANSWER_LIMIT, KEPT, Keep},
+};
 use callback_core::{Acknowledgment, Dsn, DsnError, RpcId, RpcResponse};
-use callback_dispatch::{Interrupted, Worker};
+use callback_dispatch::{Interrupted, Work, Worker};
 use http::{HeaderName, StatusCode, request::Parts};
 use serde::Serialize;
 use std::{collections::HashMap, fmt, sync::Arc};
@@ -17,7 +22,7 @@ use tower_layer::Layer;
 /// each request. Give the handler the very service that the layer wraps.
 ///
 /// Only a `POST` with a JSON content type is read, up to the limit, and must be JSON-RPC 2.0; everything else passes
-/// through unread.
+/// through unread. A body with a content coding (`Content-Encoding`) is refused, 415: a callback in it could not be seen.
 ///
 /// # Authentication
 /// Goes in front of this layer. What is inside sees the stored call, without `Authorization` or what an outer layer put
@@ -41,6 +46,40 @@ pub(super) struct Config {
     pub(super) owner: Option<Owner>,
     pub(super) limit: usize,
     pub(super) pass_oversized: bool,
+    pub(super) tasks: Option<Tasks>,
+    pub(super) result_limit: usize,
+}
+
+/// Where tasks are served.
+pub(super) struct Tasks {
+    path: String,
+    owner: TaskOwner,
+}
+
+/// A task that will be served.
+pub(super) struct Served<'a> {
+    tasks: &'a Tasks,
+    capability: Option<Capability>,
+    key: Option<String>,
+}
+
+impl Tasks {
+    /// Notes on new work whose it is; nothing where the request does not say it.
+    pub(super) fn sign(&self, parts: &Parts, work: Work, key: Option<&str>) -> (Work, Option<Served<'_>>) {
+        match self.owner.sign(parts, work.clone(), key) {
+            Some((work, capability)) => (work, Some(Served { tasks: self, capability, key: key.map(str::to_owned) })),
+            None => (work, None),
+        }
+    }
+}
+
+impl Served<'_> {
+    /// Where it is found, if that can be said.
+    pub(super) async fn href(self, worker: &Worker, accepted: &Acknowledgment) -> Option<String> {
+        let Tasks { path, owner, .. } = self.tasks;
+        let href = owner.href(path, &worker.dispatcher(), accepted.id(), self.capability, self.key.as_deref()).await;
+        href.inspect_err(|error| tracing::error!(%error, "the place of a task cannot be told")).ok()
+    }
 }
 
 type Acknowledge = Box<dyn Fn(&Acknowledgment, RpcId) -> RpcResponse + Send + Sync>;
@@ -65,6 +104,8 @@ impl RpcLayer {
             owner: None,
             limit: 1 << 20,
             pass_oversized: false,
+            tasks: None,
+            result_limit: KEPT,
         })
     }
 }
@@ -136,6 +177,23 @@ impl RpcLayerBuilder {
     /// Says on whose behalf a request is made, from what authentication left in it. Default: nobody's.
     pub fn owner(mut self, owner: impl Fn(&Parts) -> Option<String> + Send + Sync + 'static) -> Self {
         self.0.owner = Some(Box::new(owner));
+        self
+    }
+
+    /// Says where clients find [`task_router`](super::task_router), which is given the same owner. Default: nowhere.
+    ///
+    /// An acknowledgment has the `Location` of its task then, but in a batch, and a result that is too large for its callback
+    /// [is kept](Self::result_limit). A call whose owner the hook does not name is accepted all the same, and is not served.
+    /// What the hook names is also on whose behalf the result is sent.
+    pub fn tasks_at(mut self, path: impl Into<String>, owner: TaskOwner) -> Self {
+        self.0.tasks = Some(Tasks { path: path.into().trim_end_matches('/').to_owned(), owner });
+        self
+    }
+
+    /// Limits what is kept of a result that is larger than a message may be, in bytes: where tasks are served. Default 4 MiB,
+    /// and 16 MiB at most.
+    pub const fn result_limit(mut self, bytes: usize) -> Self {
+        self.0.result_limit = if bytes < ANSWER_LIMIT { bytes } else { ANSWER_LIMIT };
         self
     }
 

@@ -66,14 +66,14 @@ impl OpenApi {
             "delete": cancel("as HTTP writes it"),
         });
         let result = json!({ "description": "The result, as the service answered it", "content": { "*/*": {} } });
-        let empty = json!({ "description": "The result, which is empty" });
+        let moved = json!({ "description": "The result, where that is a redirect of the service's" });
         let failure =
             reply("The failure, under its own status", "application/problem+json", &json!({ "$ref": PROBLEM }));
         self.0["paths"][format!("{path}/{{id}}/result")] = json!({
             "parameters": [id],
             "get": operation(
                 "The result of the task",
-                [("200", result), ("204", empty), ("4XX", failure.clone()), ("5XX", failure)],
+                [("2XX", result), ("3XX", moved), ("4XX", failure.clone()), ("5XX", failure)],
                 &[404, 410, 503],
             ),
         });
@@ -107,7 +107,7 @@ impl OpenApi {
             &json!({ "_embedded": { "type": "object", "properties": { "subscriptions": items }, "required": ["subscriptions"] } }),
             &["_embedded"],
         );
-        let mut create = operation("Subscribes", [("201", created)], &[400, 403, 413, 415, 422, 503]);
+        let mut create = operation("Subscribes", [("201", created)], &[400, 403, 413, 415, 422, 500, 503]);
         create["requestBody"] = body("application/json", "NewSubscription");
         create["requestBody"]["content"]["application/json"]["example"] =
             json!({ "callbackUrl": "https://example.com/send/callback/here", "events": ["order.completed"] });

@@ -2,7 +2,8 @@
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use bytes::Bytes;
-use callback_dispatch::{Task, Work};
+use callback_core::TaskId;
+use callback_dispatch::{Dispatcher, OutboxError, Task, Work};
 use http::request::Parts;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -36,6 +37,11 @@ impl Owner {
 
     /// Whoever has the task's URL, in which 128 random bits stand.
     ///
+    /// Nobody is told apart from anybody: all callers share one space of idempotency keys. Who sends the same request under
+    /// the same key gets the same acknowledgment, its URL included; who sends another learns that the key is in use. So a
+    /// key must be unguessable here: 128 random bits, a UUID v4 for example. Where keys are order numbers, use
+    /// [`hook`](Self::hook).
+    ///
     /// Stored is a digest of them. Where the request has an idempotency key they are stored too, masked by a digest of that
     /// key, so that the same request is acknowledged with the same URL.
     #[must_use]
@@ -55,8 +61,25 @@ impl Owner {
         }
     }
 
+    /// Where a task is found, which `sign` gave this capability: that of the first request, if it was known by its key.
+    pub(super) async fn href(
+        &self,
+        tasks: &str,
+        dispatcher: &Dispatcher,
+        id: TaskId,
+        new: Option<Capability>,
+        key: Option<&str>,
+    ) -> Result<String, OutboxError> {
+        let capability = match key.filter(|_| new.is_some()) {
+            Some(key) => dispatcher.task(id).await?.and_then(|task| self.recall(&task, key)).or(new),
+            None => new,
+        };
+        let suffix = capability.map(|capability| format!(".{}", capability.text())).unwrap_or_default();
+        Ok(format!("{tasks}/{id}{suffix}"))
+    }
+
     /// The capability of a task that was accepted before, under this key.
-    pub(super) fn recall(&self, task: &Task, key: &str) -> Option<Capability> {
+    fn recall(&self, task: &Task, key: &str) -> Option<Capability> {
         match self.0 {
             Kind::Hook(_) => None,
             Kind::Capability => Capability::recall(task.extension(CAPABILITY)?, key),
@@ -102,7 +125,7 @@ impl Capability {
     }
 
     /// As it stands in a URL.
-    pub(super) fn text(&self) -> String {
+    fn text(&self) -> String {
         BASE64_URL_SAFE_NO_PAD.encode(self.0)
     }
 

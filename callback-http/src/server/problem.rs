@@ -1,7 +1,11 @@
 //! What went wrong, as `application/problem+json` (RFC 9457). The kinds are listed in `docs/problems.md`.
 #![cfg_attr(not(feature = "axum"), expect(dead_code, reason = "the routes say the rest"))]
 
-use super::{Body, expression::Place};
+use super::{
+    Body,
+    body::{Untaken, wanting_no_coding},
+    expression::Place,
+};
 use callback_core::{DsnError, DsnErrorKind, Problem};
 use callback_dispatch::{AcceptError, OutboxError, Violations};
 use http::{HeaderValue, Response, StatusCode, header};
@@ -54,18 +58,22 @@ kinds! {
         "The detail names the limit."
     UNSUPPORTED_MEDIA_TYPE "unsupported-media-type" 415 "The body has another media type"
         "JSON is read here. A change is `application/merge-patch+json`, or JSON."
+    CODING_UNSUPPORTED "content-coding-unsupported" 415 "The body has a content coding"
+        "What it asks for could not be read. Send it without `Content-Encoding`."
     CALLBACK_INVALID "callback-invalid" 422 "The callback cannot be used"
         "It is no URL that anything can be sent to. Each entry of `errors` names the place and the reason."
     INVALID_MEMBER "invalid-member" 422 "A member of the request cannot be used"
         "Each entry of `errors` names the place and the reason."
     KEY_REUSED "idempotency-key-reused" 422 "Another request has this idempotency key"
         "A key stands for one request: same method, path and body."
+    INTERNAL "internal" 500 "The service failed"
+        "It has a fault, or is not set up right. Nothing was stored; it is nothing that the request could mend."
     TASK_FAILED "task-failed" 500 "The task failed"
         "The work came to a failure. `status` is what the work itself answered."
     TASK_INTERRUPTED "task-interrupted" 500 "The task was interrupted"
         "A crash cut the work short, and it is not run again. It may have been done in part."
     RESULT_TOO_LARGE "result-too-large" 500 "The result is too large"
-        "The work was done, and what it came to is larger than the service keeps."
+        "The work was done, and what it came to is larger than a message may be. The detail says whether it is kept: then it is served with its task."
     OVERLOADED "overloaded" 503 "The service is overloaded"
         "Nothing was stored. Try again after the time in `Retry-After`."
     UNAVAILABLE "unavailable" 503 "The service cannot store or read at the moment"
@@ -150,6 +158,14 @@ impl Refusal {
         Self::new(TOO_LARGE).detail(format!("The body is larger than {limit} bytes."))
     }
 
+    /// A body that was not taken in.
+    pub(super) fn untaken<B>(untaken: &Untaken<B>, limit: usize) -> Self {
+        match untaken {
+            Untaken::Longer(..) => Self::too_large(limit),
+            Untaken::Failed => Self::new(BODY_UNREADABLE),
+        }
+    }
+
     /// A callback that is not taken: 403 if it is well formed, 422 if it is not.
     pub(super) fn callback(place: &Place, error: &DsnError) -> Self {
         let kind = match error.kind() {
@@ -179,7 +195,7 @@ impl Refusal {
             AcceptError::Outbox(error) => Self::outbox(error),
             other => {
                 tracing::error!(error = %other, "a request could not be accepted");
-                Self::new(UNAVAILABLE).retry_after(SECOND)
+                Self::new(INTERNAL)
             }
         }
     }
@@ -193,6 +209,9 @@ impl Refusal {
             problem["errors"] = self.errors.into();
         }
         let mut response = json_response(Problem::CONTENT_TYPE, &problem);
+        if self.kind == CODING_UNSUPPORTED {
+            response = wanting_no_coding(response);
+        }
         *response.status_mut() = StatusCode::from_u16(self.kind.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         if let Some(wait) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds(wait)));
@@ -258,6 +277,24 @@ mod tests {
             .collect();
         assert_eq!(rows, expected);
         assert_eq!(ALL.iter().map(|kind| kind.name).collect::<HashSet<_>>().len(), ALL.len());
+    }
+
+    /// No exchange brings it about at will: a commit whose answer is lost, and a store that stays silent.
+    #[tokio::test]
+    async fn an_unknown_outcome_is_that_of_its_golden_file() {
+        use http_body_util::BodyExt;
+        let response = Refusal::new(OUTCOME_UNKNOWN).retry_after(SECOND).into_http();
+        let (parts, body) = response.into_parts();
+        let header = |name| parts.headers[name].to_str().expect("ASCII");
+        let body = body.collect().await.expect("a body").to_bytes();
+        let body: Value = serde_json::from_slice(&body).expect("JSON");
+        let text = format!(
+            "{}\ncontent-type: {}\nretry-after: {}\n\n{body:#}\n",
+            parts.status.as_u16(),
+            header("content-type"),
+            header("retry-after")
+        );
+        assert_eq!(text, include_str!("../../tests/golden/problems/outcome-unknown.txt"));
     }
 
     #[test]

@@ -13,11 +13,17 @@ pub(super) struct Reply {
     pub(super) response: RpcResponse,
     status: StatusCode,
     retry_after: Option<Duration>,
+    /// Of the task.
+    location: Option<String>,
 }
 
 impl Reply {
-    pub(super) fn accepted(response: RpcResponse, status: StatusCode) -> Self {
-        Self { response, status, retry_after: None }
+    const fn of(response: RpcResponse, status: StatusCode) -> Self {
+        Self { response, status, retry_after: None, location: None }
+    }
+
+    pub(super) fn accepted(response: RpcResponse, status: StatusCode, location: Option<String>) -> Self {
+        Self { location, ..Self::of(response, status) }
     }
 
     pub(super) fn error(id: RpcId, error: RpcError) -> Self {
@@ -25,12 +31,12 @@ impl Reply {
             RpcError::PARSE | RpcError::INVALID_REQUEST => StatusCode::BAD_REQUEST,
             _ => StatusCode::OK,
         };
-        Self { response: RpcResponse::failure(id, error), status, retry_after: None }
+        Self::of(RpcResponse::failure(id, error), status)
     }
 
     pub(super) fn rejected(response: RpcResponse) -> Self {
         match response.outcome {
-            Ok(_) => Self { response, status: StatusCode::OK, retry_after: None },
+            Ok(_) => Self::of(response, StatusCode::OK),
             Err(error) => Self::error(response.id, error),
         }
     }
@@ -41,9 +47,16 @@ impl Reply {
         Self { status: StatusCode::PAYLOAD_TOO_LARGE, ..Self::error(RpcId::Null, error) }
     }
 
+    /// A request that cannot be read for its content coding.
+    pub(super) fn coded() -> Self {
+        let reason = "the body has a content coding: send it without Content-Encoding";
+        let error = RpcError::at(RpcError::INVALID_REQUEST, "Invalid Request", "", reason);
+        Self { status: StatusCode::UNSUPPORTED_MEDIA_TYPE, ..Self::error(RpcId::Null, error) }
+    }
+
     fn unavailable(id: RpcId, error: RpcError, retry_after: Duration) -> Self {
         let status = StatusCode::SERVICE_UNAVAILABLE;
-        Self { response: RpcResponse::failure(id, error), status, retry_after: Some(retry_after) }
+        Self { retry_after: Some(retry_after), ..Self::of(RpcResponse::failure(id, error), status) }
     }
 
     /// What a client is told whose call was not accepted.
@@ -76,13 +89,19 @@ impl Reply {
             AcceptError::TooLarge { limit } => {
                 Self { response: RpcResponse { id, ..Self::too_large(*limit).response }, ..Self::too_large(*limit) }
             }
-            other => Self::error(id, internal(&other.to_string())),
+            other => {
+                tracing::error!(error = %other, "a call could not be accepted");
+                Self::error(id, internal("the service is not set up right"))
+            }
         }
     }
 
     pub(super) fn into_http(self) -> Response<Body> {
         let mut response = json(to_json(&self.response));
         *response.status_mut() = self.status;
+        if let Some(location) = self.location.and_then(|location| HeaderValue::try_from(location).ok()) {
+            response.headers_mut().insert(header::LOCATION, location);
+        }
         if let Some(wait) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds(wait)));
         }

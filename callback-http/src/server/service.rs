@@ -2,7 +2,7 @@
 
 use super::{
     Body,
-    body::{Inner, Read, announced, read, with_body},
+    body::{Inner, Read, Untaken, is_coded, read, take, wanting_no_coding, with_body},
     idempotency,
     layer::Config,
     reply::{self, Reply},
@@ -16,7 +16,7 @@ use futures_util::future::join_all;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header, request::Parts};
 use serde_json::{json, value::RawValue};
 use std::{
-    fmt, mem,
+    fmt,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -57,26 +57,23 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        // The clone that was polled ready is the one that is called.
-        let next = self.inner.clone();
-        let inner = Inner(mem::replace(&mut self.inner, next));
+        let inner = Inner::ready(&mut self.inner);
         let config = Arc::clone(&self.config);
         Box::pin(async move {
             if request.method() != Method::POST || !is_json(request.headers()) {
                 return inner.call(request.map(Body::new)).await;
             }
-            let (parts, body) = request.into_parts();
-            if !config.pass_oversized && announced(&parts.headers) > config.limit {
-                return Ok(Reply::too_large(config.limit).into_http());
+            if is_coded(request.headers()) {
+                return Ok(wanting_no_coding(Reply::coded().into_http()));
             }
-            match read(Box::pin(body), config.limit).await {
-                Read::Whole(body) => answer(&config, inner, parts, body).await,
-                Read::Longer(read, rest) if config.pass_oversized => {
+            let (parts, body) = request.into_parts();
+            match take(&parts.headers, body, config.limit).await {
+                Ok(body) => answer(&config, inner, parts, body).await,
+                Err(Untaken::Longer(read, rest)) if config.pass_oversized => {
                     inner.call(Request::from_parts(parts, Body::prefixed(read, rest))).await
                 }
-                Read::Longer(..) => Ok(Reply::too_large(config.limit).into_http()),
-                Read::Failed(error) => {
-                    tracing::debug!(%error, "a request was not read to its end");
+                Err(Untaken::Longer(..)) => Ok(Reply::too_large(config.limit).into_http()),
+                Err(Untaken::Failed) => {
                     let reason = "the request was not read to its end";
                     let error = RpcError::at(RpcError::PARSE, "Parse error", "", reason);
                     Ok(Reply::error(RpcId::Null, error).into_http())
@@ -145,16 +142,25 @@ async fn accept(config: &Config, parts: &Parts, call: Call, id: RpcId, place: Op
         let reason = "the service has no topic: name a DSN";
         return Reply::error(id, RpcError::at(RpcError::INVALID_PARAMS, "Invalid params", &pointer, reason));
     };
-    let mut work = work(config, parts, &call, dsn.clone());
-    match idempotency::key(parts, place) {
-        Ok(Some(key)) => work = work.idempotency_key(key),
-        Ok(None) => {}
+    let key = match idempotency::key(parts, place) {
+        Ok(key) => key,
         Err(reason) => {
             return Reply::error(id, RpcError::at(RpcError::INVALID_REQUEST, "Invalid Request", "", reason));
         }
-    }
+    };
+    let work = key.iter().fold(work(config, parts, &call, dsn.clone()), Work::idempotency_key);
+    let (work, served) = match &config.tasks {
+        Some(tasks) => tasks.sign(parts, work.result_limit(config.result_limit), key.as_deref()),
+        None => (work, None),
+    };
     match config.worker.accept(work).await {
-        Ok(acknowledgment) => Reply::accepted((config.acknowledge)(&acknowledgment, id), config.status),
+        Ok(acknowledgment) => {
+            let href = match served {
+                Some(served) => served.href(&config.worker, &acknowledgment).await,
+                None => None,
+            };
+            Reply::accepted((config.acknowledge)(&acknowledgment, id), config.status, href)
+        }
         Err(error) => {
             tracing::debug!(method = call.method(), %error, "a call was not accepted");
             Reply::not_accepted(id, &pointer, &error)

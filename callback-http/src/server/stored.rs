@@ -11,6 +11,7 @@ use http::{Extensions, HeaderName, HeaderValue, Method, Request, Response, Uri, 
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use std::{
+    fmt,
     future::poll_fn,
     sync::{Mutex, PoisonError},
 };
@@ -23,7 +24,25 @@ const URI: &str = "callback.uri";
 const PASS_ON: [&str; 3] = ["x-request-id", "x-correlation-id", "traceparent"];
 
 /// The most that is read of a service's answer, in bytes. What may be sent is less.
-const ANSWER_LIMIT: usize = 16 << 20;
+pub(super) const ANSWER_LIMIT: usize = 16 << 20;
+
+/// What is kept of a result that is larger than a message may be, in bytes, unless a layer says otherwise.
+pub(super) const KEPT: usize = 4 << 20;
+
+/// Why a service gave no answer that can be kept.
+pub(super) enum Unanswered {
+    Failed,
+    TooLarge { limit: usize },
+}
+
+impl fmt::Display for Unanswered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed => f.write_str("the service failed"),
+            Self::TooLarge { limit } => write!(f, "the answer is larger than {limit} bytes"),
+        }
+    }
+}
 
 /// What is kept of a request beside its body.
 #[derive(Default)]
@@ -122,15 +141,15 @@ impl<S> Stored<S> {
         Ok(request)
     }
 
-    /// Calls the service and reads its answer; the reason if there is none.
-    pub(super) async fn call<B>(&self, request: Request<Body>) -> Result<Response<Bytes>, String>
+    /// Calls the service and reads its answer.
+    pub(super) async fn call<B>(&self, request: Request<Body>) -> Result<Response<Bytes>, Unanswered>
     where
         S: Service<Request<Body>, Response = Response<B>, Error: Into<BoxError>, Future: Send> + Clone + Send,
         B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send,
     {
         let failed = |error: BoxError| {
             tracing::error!(%error, "a service failed");
-            "the service failed".to_owned()
+            Unanswered::Failed
         };
         let mut service = self.service.lock().unwrap_or_else(PoisonError::into_inner).clone();
         poll_fn(|context| service.poll_ready(context)).await.map_err(|error| failed(error.into()))?;
@@ -138,7 +157,7 @@ impl<S> Stored<S> {
         let (parts, body) = response.into_parts();
         match read(Box::pin(body), ANSWER_LIMIT).await {
             Read::Whole(body) => Ok(Response::from_parts(parts, body)),
-            Read::Longer(..) => Err(format!("the answer is larger than {ANSWER_LIMIT} bytes")),
+            Read::Longer(..) => Err(Unanswered::TooLarge { limit: ANSWER_LIMIT }),
             Read::Failed(error) => Err(failed(error)),
         }
     }

@@ -5,7 +5,7 @@ mod request;
 
 use super::{
     Body,
-    body::{Read, announced, read as read_body},
+    body::{is_coded, take},
     expression::Place,
     problem::{self, Refusal, hal, settle},
 };
@@ -14,7 +14,8 @@ use axum::{
     extract::{OriginalUri, Path, Request, State, rejection::PathRejection},
     routing::get,
 };
-use callback_core::{Dsn, DsnError};
+use bytes::Bytes;
+use callback_core::{BoxError, Dsn, DsnError};
 use callback_dispatch::{
     AcceptError, ChangeError, Cursor, Dispatcher, NewSubscription, Submission, Subscription, SubscriptionQuery,
     Validator, Violations,
@@ -47,8 +48,9 @@ const MERGE_PATCH: &str = "application/merge-patch+json";
 pub struct SubscriptionRouter;
 
 impl SubscriptionRouter {
-    /// Begins a router. The function says who makes a request, from what authentication left in it; to a request that names
-    /// nobody the answer is 403.
+    /// Begins a router. The function says who makes a request, from what authentication left in it: 1 to 255 bytes. To a
+    /// request that names nobody the answer is 403, before its body is read; what cannot be an owner is the service's own
+    /// fault: 500, and an error in the log.
     pub fn builder(
         dispatcher: &Dispatcher,
         owner: impl Fn(&Parts) -> Option<String> + Send + Sync + 'static,
@@ -170,23 +172,22 @@ impl Config {
     }
 
     /// A request whose body is a JSON object, of a media type that ends so.
-    async fn object(&self, request: Request, suffixes: &[&str]) -> Result<(Parts, Map<String, Value>), Refusal> {
-        let (parts, body) = request.into_parts();
+    async fn object<B>(&self, parts: &Parts, body: B, suffixes: &[&str]) -> Result<Map<String, Value>, Refusal>
+    where
+        B: http_body::Body<Data = Bytes, Error: Into<BoxError>>,
+    {
         let content_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let essence = content_type.and_then(|it| it.split(';').next()).unwrap_or_default().trim().to_ascii_lowercase();
         if !suffixes.iter().any(|suffix| essence.ends_with(suffix)) {
             return Err(Refusal::new(problem::UNSUPPORTED_MEDIA_TYPE));
         }
-        if announced(&parts.headers) > self.limit {
-            return Err(Refusal::too_large(self.limit));
+        if is_coded(&parts.headers) {
+            return Err(Refusal::new(problem::CODING_UNSUPPORTED));
         }
-        let body = match read_body(Box::pin(body), self.limit).await {
-            Read::Whole(body) => body,
-            Read::Longer(..) => return Err(Refusal::too_large(self.limit)),
-            Read::Failed(_) => return Err(Refusal::new(problem::BODY_UNREADABLE)),
-        };
+        let body = take(&parts.headers, body, self.limit).await;
+        let body = body.map_err(|untaken| Refusal::untaken(&untaken, self.limit))?;
         match serde_json::from_slice(&body) {
-            Ok(Value::Object(members)) => Ok((parts, members)),
+            Ok(Value::Object(members)) => Ok(members),
             Ok(_) => Err(Refusal::new(problem::INVALID_MEMBER).at(&Place::Pointer(String::new()), "must be an object")),
             Err(_) => Err(Refusal::new(problem::BODY_INVALID)),
         }
@@ -224,8 +225,9 @@ fn path(parts: &Parts) -> &str {
 
 async fn create(State(config): State<Arc<Config>>, request: Request) -> Answer {
     let answer = async {
-        let (parts, members) = config.object(request, &["/json", "+json"]).await?;
+        let (parts, body) = request.into_parts();
         let owner = config.owner(&parts)?;
+        let members = config.object(&parts, body, &["/json", "+json"]).await?;
         let wish = Wish::parse(&members).map_err(|violations| Refusal::violations(&violations))?;
         let dsn = match &wish.callback {
             Some((url, place)) => {
@@ -319,8 +321,9 @@ async fn read(State(config): State<Arc<Config>>, id: Id, parts: Parts) -> Answer
 
 async fn change(State(config): State<Arc<Config>>, id: Id, request: Request) -> Answer {
     let answer = async {
-        let (parts, members) = config.object(request, &["/json", MERGE_PATCH]).await?;
+        let (parts, body) = request.into_parts();
         let found = config.find(&id, &parts).await?;
+        let members = config.object(&parts, body, &["/json", MERGE_PATCH]).await?;
         let patch = Patch::parse(&members, found.meta()).map_err(|violations| Refusal::violations(&violations))?;
         let change = patch.into_change(config.overlap);
         let changed =
@@ -328,7 +331,8 @@ async fn change(State(config): State<Arc<Config>>, id: Id, request: Request) -> 
         Ok(hal(StatusCode::OK, &representation::of(&changed, path(&parts))))
     };
     let mut answer = settle(answer.await);
-    if answer.status() == StatusCode::UNSUPPORTED_MEDIA_TYPE {
+    if answer.status() == StatusCode::UNSUPPORTED_MEDIA_TYPE && !answer.headers().contains_key(header::ACCEPT_ENCODING)
+    {
         answer.headers_mut().insert("accept-patch", HeaderValue::from_static(MERGE_PATCH));
     }
     answer

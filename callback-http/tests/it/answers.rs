@@ -92,7 +92,7 @@ async fn a_redirect_is_refused_and_not_followed() {
 }
 
 /// Answers with these bytes, then goes on with `tail` until the other side leaves.
-async fn saying(head: &'static str, tail: &'static [u8], pause: Duration) -> Raw {
+pub(crate) async fn saying(head: &'static str, tail: &'static [u8], pause: Duration) -> Raw {
     Raw::start(move |mut stream: TcpStream| async move {
         let _ = stream.write_all(head.as_bytes()).await;
         loop {

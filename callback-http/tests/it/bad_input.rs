@@ -460,3 +460,23 @@ async fn an_item_of_a_batch_is_refused_in_its_own_place() {
     judge("1,001 items", &shop.post(&many).await, &Value::Null, REQUEST, "", "1001 items");
     shop.nothing_came_of_it(outbox).await;
 }
+
+/// A callback in what cannot be read is never a silent synchronous call.
+#[tokio::test]
+async fn a_body_with_a_content_coding_is_refused_unread() {
+    let outbox = MemoryOutbox::new();
+    let shop = Opening::on(outbox.clone()).open().await;
+    let body = json!({ "id": 1, "method": "echo", "params": { "$rpc.callback": shop.callback() } }).to_string();
+    let json = ("content-type", "application/json");
+    let reply = shop.send(&[json, ("content-encoding", "gzip")], body).await;
+    assert_eq!(reply.status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    assert_eq!(reply.headers["accept-encoding"], "identity");
+    error_is("gzip", &reply.json(), &Value::Null, REQUEST, "", "content coding");
+    shop.nothing_came_of_it(outbox).await;
+
+    // What is not read here is the service's own.
+    let shop = Shop::open().await;
+    let coded = shop.send(&[("content-type", "text/plain"), ("content-encoding", "gzip")], "coded").await;
+    assert_eq!(coded.body, "no JSON");
+    assert_eq!(shop.methods.only().text(), "coded");
+}

@@ -60,8 +60,7 @@ async fn each_way_to_fail_has_its_code() {
 #[tokio::test]
 async fn an_answer_without_end_is_not_kept_in_memory() {
     let mut shop = Shop::open().await;
-    let reason = "the answer is larger than 16777216 bytes";
-    check(&mut shop, "huge", RpcError::INTERNAL, &json!({ "reason": reason })).await;
+    check(&mut shop, "huge", RpcError::RESULT_TOO_LARGE, &json!({ "limit": 16_777_216 })).await;
 }
 
 #[tokio::test]

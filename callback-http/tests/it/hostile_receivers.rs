@@ -1,6 +1,10 @@
 //! Receivers that mean harm: each costs one attempt until its deadline, a bounded memory, and nobody else anything.
 //!
-//! Those that drip, never end or never answer are in `answers.rs`, names that are bound anew in `policy.rs`.
+//! What the sink says of those that drip, never end or never answer is in `answers.rs`, of names that are bound anew in
+//! `policy.rs`.
+
+#[cfg(all(feature = "server", target_os = "linux"))]
+mod memory;
 
 use crate::{
     receiver::{Raw, Receiver, status},
@@ -9,12 +13,20 @@ use crate::{
 };
 use callback_core::{Dsn, ErrorKind, Phase};
 use http::{HeaderValue, StatusCode, header};
-use std::net::SocketAddr;
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     task::JoinSet,
 };
+use tokio_rustls::TlsAcceptor;
 
 #[tokio::test]
 async fn a_redirect_to_a_clouds_metadata_is_refused() {
@@ -93,52 +105,96 @@ async fn a_reset_is_a_failure_of_the_receiver_in_each_phase() {
     }
 }
 
-/// A server of HTTP/2 that resets each stream as soon as it is opened, many times over, and never answers one.
-async fn resetting_rapidly() -> (String, Dsn, JoinSet<()>) {
-    let (root, acceptor) = acceptor_of_a_ca("127.0.0.1", &[b"h2"]);
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let dsn = format!("https://{}/", listener.local_addr().expect("bound")).parse().expect("a Dsn");
-    let mut serving = JoinSet::new();
-    serving.spawn(async move {
-        loop {
-            let (stream, _) = listener.accept().await.expect("a connection");
-            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
-            assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
-            let mut preface = [0; 24];
-            // SETTINGS, empty (RFC 9113 §6.5).
-            if stream.read_exact(&mut preface).await.is_err()
-                || stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.is_err()
-            {
-                continue;
+/// What a client says first (RFC 9113 §3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+// Types of frames (RFC 9113 §6).
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+
+/// Frames of HTTP/2 that answer a request: the first once, then the others until nobody takes them.
+type Frames = fn(stream: [u8; 4]) -> (Vec<u8>, Vec<u8>);
+
+/// A server of HTTP/2 that answers each request with these frames, whatever the protocol says.
+struct Framing {
+    dsn: Dsn,
+    answered: Arc<AtomicUsize>,
+    _accepting: JoinSet<()>,
+}
+
+impl Framing {
+    async fn start(acceptor: TlsAcceptor, frames: Frames) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let dsn = format!("https://{}/", listener.local_addr().expect("bound")).parse().expect("a Dsn");
+        let answered = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&answered);
+        let mut accepting = JoinSet::new();
+        accepting.spawn(async move {
+            let mut serving = JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.expect("a connection");
+                serving.spawn(answer_in_frames(stream, acceptor.clone(), frames, Arc::clone(&counter)));
             }
-            let mut head = [0; 9];
-            while stream.read_exact(&mut head).await.is_ok() {
-                let mut payload =
-                    vec![0; usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2])];
-                if stream.read_exact(&mut payload).await.is_err() {
-                    break;
-                }
-                if head[3] == 1 {
-                    // RST_STREAM with CANCEL (§6.4), for the stream of these HEADERS.
-                    let reset = [&[0, 0, 4, 3, 0], &head[5..9], &[0, 0, 0, 8]].concat();
-                    if stream.write_all(&reset.repeat(5_000)).await.is_err() {
-                        break;
-                    }
-                }
+        });
+        Self { dsn, answered, _accepting: accepting }
+    }
+
+    /// How many requests were answered.
+    fn answered(&self) -> usize {
+        self.answered.load(Ordering::SeqCst)
+    }
+}
+
+/// Ends when the client leaves.
+async fn answer_in_frames(
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+    frames: Frames,
+    answered: Arc<AtomicUsize>,
+) -> io::Result<()> {
+    let mut stream = acceptor.accept(stream).await?;
+    let mut preface = [0; PREFACE.len()];
+    stream.read_exact(&mut preface).await?;
+    assert_eq!(preface, PREFACE);
+    stream.write_all(&frame(SETTINGS, 0, [0; 4], &[])).await?;
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        stream.read_exact(&mut vec![0; length as usize]).await?;
+        if head[3] == HEADERS {
+            answered.fetch_add(1, Ordering::SeqCst);
+            let (once, repeated) = frames([head[5], head[6], head[7], head[8]]);
+            stream.write_all(&once).await?;
+            while !repeated.is_empty() {
+                stream.write_all(&repeated).await?;
             }
         }
-    });
-    (root, dsn, serving)
+    }
+}
+
+/// One frame (RFC 9113 §4.1).
+fn frame(kind: u8, flags: u8, stream: [u8; 4], payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("small").to_be_bytes();
+    [&length[1..], &[kind, flags], &stream, payload].concat()
+}
+
+/// Resets the stream with CANCEL, many times over.
+fn resets(stream: [u8; 4]) -> (Vec<u8>, Vec<u8>) {
+    (frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]).repeat(5_000), Vec::new())
 }
 
 #[tokio::test]
 async fn a_server_that_resets_every_stream_is_a_failure_of_the_receiver() {
-    let (root, dsn, _serving) = resetting_rapidly().await;
+    let (root, acceptor) = acceptor_of_a_ca("127.0.0.1", &[b"h2"]);
+    let server = Framing::start(acceptor, resets).await;
     let sink = trusting(&root);
     for _ in 0..20 {
-        let error = deliver(&sink, &dsn).await.expect_err("no receipt");
+        let error = deliver(&sink, &server.dsn).await.expect_err("no receipt");
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     }
+    assert_eq!(server.answered(), 20);
     // The sink is as good as before.
     let receiver = Receiver::start().await;
     deliver(&sink, &receiver.dsn("/")).await.expect("delivered");

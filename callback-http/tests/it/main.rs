@@ -28,6 +28,8 @@ mod bad_input;
 mod batch;
 #[cfg(feature = "server")]
 mod faults;
+#[cfg(all(feature = "axum", feature = "server"))]
+mod golden;
 #[cfg(feature = "server")]
 mod idempotency;
 #[cfg(feature = "server")]

@@ -16,16 +16,16 @@ use std::{
 };
 
 /// Addresses for the first question, for the second, and so on; the last ones stay.
-type Script = &'static [&'static [&'static str]];
+pub(crate) type Script = &'static [&'static [&'static str]];
 
 #[derive(Clone, Debug)]
-struct Scripted {
+pub(crate) struct Scripted {
     answers: Script,
     asked: Arc<AtomicUsize>,
 }
 
 impl Scripted {
-    fn new(answers: Script) -> Self {
+    pub(crate) fn new(answers: Script) -> Self {
         Self { answers, asked: Arc::default() }
     }
 

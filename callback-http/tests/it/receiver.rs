@@ -2,10 +2,13 @@
 
 use bytes::Bytes;
 use callback_core::Dsn;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::{BodyExt, Full};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
 use std::{
     convert::Infallible,
     net::SocketAddr,
@@ -33,6 +36,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Received {
     pub(crate) method: Method,
     pub(crate) uri: Uri,
+    pub(crate) version: Version,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }
@@ -150,14 +154,19 @@ async fn serve(
             let Ok(body) = body.collect().await else {
                 return Ok::<_, Infallible>(status(StatusCode::BAD_REQUEST));
             };
-            let received =
-                Received { method: parts.method, uri: parts.uri, headers: parts.headers, body: body.to_bytes() };
+            let received = Received {
+                method: parts.method,
+                uri: parts.uri,
+                version: parts.version,
+                headers: parts.headers,
+                body: body.to_bytes(),
+            };
             let answer = answer(&received);
             let _ = sender.send(received);
             Ok(answer.await)
         }
     });
-    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+    let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
 }
 
 pub(crate) fn status(status: StatusCode) -> Answer {

@@ -329,3 +329,57 @@ async fn of_the_clients_headers_only_ids_and_trace_go_with_the_callback() {
     names.sort_unstable();
     assert_eq!(names, ["content-length", "content-type"]);
 }
+
+/// Protocol §3.1: `Location` of the task, where tasks are served.
+#[cfg(feature = "axum")]
+#[tokio::test]
+async fn an_acknowledgment_names_the_place_of_its_task_where_tasks_are_served() {
+    use crate::shop::request_at;
+    use callback_http::server::{Owner, task_router};
+    let user = || Owner::hook(|parts| parts.headers.get("x-user")?.to_str().ok().map(str::to_owned));
+    for owner in [user(), Owner::capability()] {
+        let outbox = MemoryOutbox::new();
+        let with = owner.clone();
+        let opening = Opening::on(outbox).dispatcher(|dispatcher| dispatcher.body_limit(50_000));
+        let mut shop = opening.layer(move |layer| layer.tasks_at("/tasks/", with)).open().await;
+        let router = Router::new().nest("/tasks", task_router(&shop.dispatcher, owner.clone()));
+        let tasks = crate::shop::Server::start(router).await;
+        let call = |method: &str| json!({ "id": 7, "method": method, "params": { "$rpc.callback": shop.callback() } });
+        let get = async |path: &str, headers: &[(&str, &str)]| {
+            request_at(Method::GET, tasks.address, path, headers, "").await
+        };
+        let json = ("content-type", "application/json");
+        let headers = [json, ("x-user", "me"), ("idempotency-key", "k")];
+        let echo = call("echo").to_string();
+        let reply = shop.send(&headers, echo.clone()).await;
+        let location = reply.headers["location"].to_str().expect("ASCII").to_owned();
+        assert!(location.starts_with(&format!("/tasks/{}", reply.task())), "{location}");
+        let again = shop.send(&headers, echo.clone()).await;
+        assert_eq!((again.headers["location"].as_bytes(), again.body), (location.as_bytes(), reply.body));
+        let large = shop.send(&[json, ("x-user", "me")], call("large").to_string()).await;
+        let batch = shop.send(&[json, ("x-user", "me")], format!("[{echo}]")).await;
+        assert!(!batch.headers.contains_key("location"));
+        let received = [shop.next().await, shop.next().await, shop.next().await];
+        let too_large = received.iter().map(crate::receiver::Received::json).find(|it| it.get("error").is_some());
+        let error = json!({ "code": -32010, "message": "Result too large", "data": { "limit": 50_000, "kept": true } });
+        assert_eq!(too_large, Some(json!({ "jsonrpc": "2.0", "id": 7, "error": error })));
+        let of_large = large.headers["location"].to_str().expect("ASCII");
+        for (href, length) in [(&*location, 2), (of_large, 100_000)] {
+            let id = href.strip_prefix("/tasks/").expect("a task").split('.').next().expect("an id");
+            shop.dispatcher.wait(id.parse().expect("an id")).await.expect("readable");
+            let result = get(&format!("{href}/result"), &[("x-user", "me")]).await;
+            assert_eq!(result.status, StatusCode::OK);
+            assert_eq!(result.json()["result"].to_string().trim_matches('"').len(), length);
+        }
+        assert_eq!(
+            get(&format!("/tasks/{}", large.task()), &[("x-user", "other")]).await.status,
+            StatusCode::NOT_FOUND
+        );
+    }
+    // A call of nobody is done, and not served.
+    let mut shop = Opening::on(MemoryOutbox::new()).layer(move |layer| layer.tasks_at("/tasks", user())).open().await;
+    let reply = shop.post(r#"{"id":1,"method":"echo","params":{"$rpc.callback":"%CALLBACK%"}}"#).await;
+    reply.task();
+    assert!(!reply.headers.contains_key("location"));
+    shop.next().await;
+}

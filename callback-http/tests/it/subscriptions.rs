@@ -1,7 +1,7 @@
 //! Subscriptions over HTTP: each exchange of seeds 2 and 3 over sockets, and what goes wrong.
 
 use crate::{
-    receiver::{Receiver, status},
+    receiver::{PATIENCE, Receiver, status},
     shop::{Reply, Server, request_at},
 };
 use axum::Router;
@@ -18,21 +18,21 @@ use http::{Method, StatusCode, header};
 use serde_json::{Value, json};
 use std::time::SystemTime;
 
-const JSON: (&str, &str) = ("content-type", "application/json");
-const ACME: (&str, &str) = ("x-caller", "acme");
+pub(crate) const JSON: (&str, &str) = ("content-type", "application/json");
+pub(crate) const ACME: (&str, &str) = ("x-caller", "acme");
 
-struct Api {
-    server: Server,
-    dispatcher: Dispatcher,
-    receiver: Receiver,
+pub(crate) struct Api {
+    pub(crate) server: Server,
+    pub(crate) dispatcher: Dispatcher,
+    pub(crate) receiver: Receiver,
 }
 
 impl Api {
-    async fn open() -> Self {
+    pub(crate) async fn open() -> Self {
         Self::with(|dispatcher| dispatcher, |router| router).await
     }
 
-    async fn with(
+    pub(crate) async fn with(
         dispatcher: impl FnOnce(DispatcherBuilder) -> DispatcherBuilder,
         router: impl FnOnce(SubscriptionRouterBuilder) -> SubscriptionRouterBuilder,
     ) -> Self {
@@ -48,35 +48,41 @@ impl Api {
         Self { server: Server::start(app).await, dispatcher, receiver: Receiver::start().await }
     }
 
-    async fn send(&self, method: Method, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Reply {
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Reply {
         request_at(method, self.server.address, path, headers, body).await
     }
 
-    async fn post(&self, body: &Value) -> Reply {
+    pub(crate) async fn post(&self, body: &Value) -> Reply {
         self.send(Method::POST, "/subscriptions", &[JSON, ACME], body.to_string()).await
     }
 
-    async fn get(&self, path: &str) -> Reply {
+    pub(crate) async fn get(&self, path: &str) -> Reply {
         self.send(Method::GET, path, &[ACME], "").await
     }
 
-    async fn patch(&self, path: &str, body: &Value) -> Reply {
+    pub(crate) async fn patch(&self, path: &str, body: &Value) -> Reply {
         let headers = [("content-type", "application/merge-patch+json"), ACME];
         self.send(Method::PATCH, path, &headers, body.to_string()).await
     }
 
-    fn callback(&self) -> String {
+    pub(crate) fn callback(&self) -> String {
         self.receiver.url("/send/callback/here")
     }
 
-    async fn publish(&self, event_type: &str, data: Value) {
+    pub(crate) async fn publish(&self, event_type: &str, data: Value) {
         let event = Event::new(event_type, data).service("container");
         self.dispatcher.publish(event).await.expect("published");
     }
 }
 
 #[track_caller]
-fn created(reply: &Reply) -> String {
+pub(crate) fn created(reply: &Reply) -> String {
     assert_eq!(reply.status, StatusCode::CREATED, "{reply:?}");
     reply.headers[header::LOCATION].to_str().expect("ASCII").to_owned()
 }
@@ -410,4 +416,57 @@ async fn public_keys_are_a_jwk_set_that_verifies() {
         request_at(Method::GET, none.address, "/.well-known/callback-keys", &[], "").await.json(),
         json!({ "keys": [] })
     );
+}
+
+/// Whoever is not known is not listened to: nothing of what he would send is read.
+#[tokio::test]
+async fn the_caller_is_known_before_the_body_is_read() {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+    };
+    let api = Api::open().await;
+    let known = created(&api.post(&json!({ "callbackUrl": api.callback() })).await);
+    let unknown = format!("/subscriptions/{}", callback_core::TaskId::new());
+    for (method, path, caller, status) in [
+        ("POST", "/subscriptions", "", "403"),
+        ("PATCH", &*known, "", "403"),
+        ("PATCH", &*known, "x-caller: other\r\n", "404"),
+        ("PATCH", &*unknown, "x-caller: acme\r\n", "404"),
+    ] {
+        let mut stream = TcpStream::connect(api.server.address).await.expect("it listens");
+        let head = format!("{method} {path} HTTP/1.1\r\nhost: a\r\n{caller}content-type: application/json\r\n");
+        // The body never comes.
+        stream.write_all(format!("{head}content-length: 50\r\n\r\n").as_bytes()).await.expect("written");
+        let mut answer = [0; 12];
+        let read = tokio::time::timeout(PATIENCE, stream.read_exact(&mut answer)).await;
+        read.expect("an answer without the body").expect("read");
+        assert_eq!(str::from_utf8(&answer), Ok(&*format!("HTTP/1.1 {status}")), "{method} {path} {caller}");
+    }
+    let large = format!("{{\"meta\":\"{}\"}}", "x".repeat(64 << 10));
+    check_problem(&api.send(Method::POST, "/subscriptions", &[JSON], large).await, 403, "caller-unknown");
+}
+
+#[tokio::test]
+async fn an_owner_that_cannot_be_is_the_services_fault() {
+    let api = Api::open().await;
+    let body = json!({ "callbackUrl": api.callback() }).to_string();
+    let long = "x".repeat(256);
+    for owner in ["", &long] {
+        let reply = api.send(Method::POST, "/subscriptions", &[JSON, ("x-caller", owner)], body.clone()).await;
+        let problem = check_problem(&reply, 500, "internal");
+        assert_eq!(problem["errors"], Value::Null);
+    }
+}
+
+#[tokio::test]
+async fn a_body_with_a_content_coding_is_refused() {
+    let api = Api::open().await;
+    let href = created(&api.post(&json!({ "callbackUrl": api.callback() })).await);
+    for (method, path) in [(Method::POST, "/subscriptions"), (Method::PATCH, &*href)] {
+        let reply = api.send(method, path, &[JSON, ACME, ("content-encoding", "gzip")], "{}").await;
+        check_problem(&reply, 415, "content-coding-unsupported");
+        assert_eq!(reply.headers[header::ACCEPT_ENCODING], "identity");
+        assert!(!reply.headers.contains_key("accept-patch"));
+    }
 }

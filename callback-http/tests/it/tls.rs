@@ -6,6 +6,7 @@ use crate::{
 };
 use callback_core::{Dsn, ErrorKind, Evidence, Phase, Policy, Rule};
 use callback_http::{HttpSink, HttpSinkError};
+use http::Version;
 use rcgen::{BasicConstraints, Certificate, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::{ServerConfig, crypto::aws_lc_rs, pki_types::PrivateKeyDer};
 use std::sync::Arc;
@@ -59,6 +60,22 @@ async fn a_receiver_of_a_trusted_authority_gets_its_messages() {
     }
     assert_eq!(receiver.next().await.uri, "/");
     assert_eq!(receiver.connections(), 1);
+}
+
+#[tokio::test]
+async fn a_receiver_chooses_between_http_2_and_1() {
+    for (offered, version) in
+        [(&[b"h2", &b"http/1.1"[..]][..], Version::HTTP_2), (&[b"http/1.1"], Version::HTTP_11), (&[], Version::HTTP_11)]
+    {
+        let (root, acceptor) = acceptor_of_a_ca("127.0.0.1", offered);
+        let mut receiver = Receiver::tls(acceptor).await;
+        let sink = trusting(&root);
+        for _ in 0..3 {
+            deliver(&sink, &https(&receiver)).await.expect("delivered");
+            assert_eq!(receiver.next().await.version, version);
+        }
+        assert_eq!(receiver.connections(), 1);
+    }
 }
 
 #[tokio::test]

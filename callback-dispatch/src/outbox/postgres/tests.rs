@@ -155,7 +155,7 @@ async fn settle(outbox: &PostgresOutbox, row: &Row, to: Stage, reason: Option<&s
 
 fn result(row: &Row) -> Arc<Stored> {
     let message = Message::builder("a.b").id(row.id.into()).payload("result").build().expect("a valid message");
-    Arc::new(Stored { message, failed: false, traceparent: None, service: None })
+    Arc::new(Stored { message, failed: false, traceparent: None, service: None, kept: None })
 }
 
 async fn find(outbox: &PostgresOutbox, row: &Row) -> Row {
@@ -787,7 +787,7 @@ async fn subscribe(outbox: &PostgresOutbox, row: &SubscriptionRow) {
 fn to_all() -> FanOut {
     let id = TaskId::new();
     let message = Message::builder("a.b").id(id.into()).payload("event").build().expect("a message");
-    let stored = Arc::new(Stored { message, failed: false, traceparent: None, service: None });
+    let stored = Arc::new(Stored { message, failed: false, traceparent: None, service: None, kept: None });
     FanOut { id, stored, owner: None, key: None, now: NOW, expires: Micros::NEVER }
 }
 

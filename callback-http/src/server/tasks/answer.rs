@@ -6,7 +6,7 @@ use crate::server::{
 };
 use callback_core::Problem;
 use callback_dispatch::Outcome;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -15,7 +15,8 @@ pub(super) fn retry_after(age: Duration) -> HeaderValue {
     HeaderValue::from((age.as_secs() / 4).clamp(1, 60))
 }
 
-/// What a task came to: the result under 200, or 204 where it is empty; the failure as a problem under its own status.
+/// What a task came to: the result under its own status, else 200, or 204 where it is empty; the failure as a problem under
+/// its own status.
 pub(super) fn result(outcome: &Outcome) -> Response<Body> {
     let payload = outcome.payload();
     if outcome.is_failed() {
@@ -25,10 +26,18 @@ pub(super) fn result(outcome: &Outcome) -> Response<Body> {
         return no_store(response);
     }
     let mut response = Response::new(Body::from(payload.body().clone()));
-    if payload.body().is_empty() {
-        *response.status_mut() = StatusCode::NO_CONTENT;
-    } else if let Ok(content_type) = HeaderValue::from_str(payload.content_type()) {
-        response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    let own = outcome.status().filter(|status| (200..400).contains(status));
+    let own = own.and_then(|status| StatusCode::from_u16(status).ok());
+    let empty = payload.body().is_empty();
+    *response.status_mut() = own.unwrap_or(if empty { StatusCode::NO_CONTENT } else { StatusCode::OK });
+    let headers = response.headers_mut();
+    for (name, value) in outcome.headers() {
+        if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(value)) {
+            headers.append(name, value);
+        }
+    }
+    if !empty && let Ok(content_type) = HeaderValue::from_str(payload.content_type()) {
+        headers.insert(header::CONTENT_TYPE, content_type);
     }
     no_store(response)
 }
@@ -71,6 +80,11 @@ mod tests {
     fn a_result_has_the_status_of_what_it_is() {
         check(&Outcome::completed("text"), 200, Some("text/plain; charset=utf-8"));
         check(&Outcome::completed(""), 204, None);
+        check(&Outcome::completed("").with_status(201), 201, None);
+        check(&Outcome::completed("text").with_status(202), 202, Some("text/plain; charset=utf-8"));
+        for status in [0, 101, 400, 999] {
+            check(&Outcome::completed("").with_status(status), 204, None);
+        }
         check(&Outcome::failed("text"), 500, Some(Problem::CONTENT_TYPE));
         check(&Outcome::failed(json!({ "jsonrpc": "2.0" })), 500, Some(Problem::CONTENT_TYPE));
         for (status, expected) in [(409, 409), (599, 599), (200, 500), (99, 500), (600, 500)] {

@@ -3,7 +3,7 @@
 use crate::server::{
     Body,
     problem::{self, Kind},
-    stored::Stored,
+    stored::{Stored, Unanswered},
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -20,8 +20,10 @@ use tower_service::Service;
 /// The service sees the stored request and nothing else: a `POST`, its path, query, content type and body, the headers and
 /// extensions that the layer keeps, and the [`Task`] among the extensions. The first run and every later one are the same.
 ///
-/// An answer below 400 is the result: its content type and body. From 400 it is a failure: problem details under that
-/// status, those of the service itself if it gave any. Both are delivered.
+/// An answer below 400 is the result. Its content type and body are delivered; its status and `Content-Disposition`,
+/// `Content-Encoding`, `Content-Language`, `ETag`, `Last-Modified`, `Link` and `Location` are kept for those who fetch it, up
+/// to 16 values of 1,024 bytes. From 400 it is a failure: problem details under that status, those of the service itself if it
+/// gave any, which are delivered too.
 pub struct TaskHandler<S>(Stored<S>);
 
 /// As much of a text is told in a problem, in bytes.
@@ -62,7 +64,8 @@ where
         };
         match self.0.call(request).await {
             Ok(response) => outcome(response),
-            Err(reason) => failed(problem::TASK_FAILED, reason),
+            Err(unanswered @ Unanswered::TooLarge { .. }) => failed(problem::RESULT_TOO_LARGE, unanswered.to_string()),
+            Err(unanswered @ Unanswered::Failed) => failed(problem::TASK_FAILED, unanswered.to_string()),
         }
     }
 
@@ -70,7 +73,7 @@ where
         let kind = match failure {
             Failure::Interrupted => problem::TASK_INTERRUPTED,
             Failure::TimedOut(_) => problem::TASK_TIMED_OUT,
-            Failure::TooLarge { .. } => problem::RESULT_TOO_LARGE,
+            Failure::TooLarge { .. } | Failure::Kept { .. } => problem::RESULT_TOO_LARGE,
             _ => problem::TASK_FAILED,
         };
         failed(kind, failure.to_string())
@@ -86,10 +89,25 @@ fn outcome(response: Response<Bytes>) -> Outcome {
     let (parts, body) = response.into_parts();
     if parts.status.as_u16() < 400 {
         let content_type = content_type(&parts.headers).unwrap_or("application/octet-stream");
-        return Outcome::completed(Payload::new(content_type, body));
+        let outcome = Outcome::completed(Payload::new(content_type, body)).with_status(parts.status.as_u16());
+        return kept(&parts.headers).fold(outcome, |outcome, (name, value)| outcome.with_header(name, value));
     }
     let problem = problem_of(parts.status, content_type(&parts.headers).unwrap_or_default(), &body);
     Outcome::failed(Payload::new(Problem::CONTENT_TYPE, problem.to_string()))
+}
+
+/// The headers of an answer that are kept beside its content type.
+const KEPT: [&str; 7] =
+    ["content-disposition", "content-encoding", "content-language", "etag", "last-modified", "link", "location"];
+
+/// How many values of them are kept, and of how many bytes each.
+const MOST_VALUES: usize = 16;
+const LONGEST_VALUE: usize = 1_024;
+
+fn kept(headers: &HeaderMap) -> impl Iterator<Item = (&'static str, &str)> {
+    let values = KEPT.into_iter().flat_map(|name| headers.get_all(name).iter().map(move |value| (name, value)));
+    let readable = values.filter_map(|(name, value)| Some((name, value.to_str().ok()?)));
+    readable.filter(|(_, value)| value.len() <= LONGEST_VALUE).take(MOST_VALUES)
 }
 
 /// The problem that an answer is, or is put into.
@@ -170,9 +188,20 @@ mod tests {
 
     #[test]
     fn an_answer_below_400_is_a_result() {
-        let response = Response::builder().status(201).header("content-type", "text/csv").body(Bytes::from("a,b"));
+        let response = Response::builder()
+            .status(201)
+            .header("content-type", "text/csv")
+            .header("location", "/orders/7")
+            .header("etag", "x".repeat(1_025))
+            .header("set-cookie", "a=b")
+            .header("link", "</a>; rel=a")
+            .header("link", "</b>; rel=b")
+            .body(Bytes::from("a,b"));
         let outcome = outcome(response.expect("an answer"));
         assert!(!outcome.is_failed());
+        assert_eq!(outcome.status(), Some(201));
+        let kept = [("link", "</a>; rel=a"), ("link", "</b>; rel=b"), ("location", "/orders/7")];
+        assert_eq!(outcome.headers().collect::<Vec<_>>(), kept);
         assert_eq!((outcome.payload().content_type(), &outcome.payload().body()[..]), ("text/csv", &b"a,b"[..]));
     }
 }

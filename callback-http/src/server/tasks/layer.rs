@@ -1,7 +1,11 @@
 //! How the layer is set up.
 
 use super::TaskService;
-use crate::server::{Expression, Owner, expression::Template, stored::Keep};
+use crate::server::{
+    Expression, Owner,
+    expression::Template,
+    stored::{ANSWER_LIMIT, KEPT, Keep},
+};
 use callback_core::BoxError;
 use callback_dispatch::Worker;
 use http::HeaderName;
@@ -19,6 +23,9 @@ use tower_layer::Layer;
 /// `Prefer: respond-async, wait=10` without a callback waits so long for the result, and answers with it if it comes.
 /// A callback that cannot be used is refused, 403 or 422, and nothing is run. `Idempotency-Key` names a request that is
 /// sent again: it gets the same acknowledgment, and is done once.
+///
+/// Where a callback may stand in the body, a body with a content coding (`Content-Encoding`) is refused, 415: what it names
+/// could not be read. So is one that is accepted and may have another of the places in its body.
 ///
 /// Every `POST` is read, up to the limit. What is inside sees of an accepted request its path, query, content type and body;
 /// headers and extensions that are [kept](TaskLayerBuilder::keep_header); and the [`Task`](callback_dispatch::Task) among
@@ -56,6 +63,19 @@ pub(super) struct Config {
     pub(super) longest_wait: Duration,
     pub(super) keep: Keep,
     pub(super) limit: usize,
+    pub(super) result_limit: usize,
+}
+
+impl Config {
+    /// The places that are looked at in a request.
+    pub(super) fn expressions(&self) -> impl Iterator<Item = &Expression> {
+        self.callbacks.iter().chain(&self.meta_at).chain(&self.secret_at).chain(&self.expires_at)
+    }
+
+    /// Whether one of them is in the body.
+    pub(super) fn reads_body(&self) -> bool {
+        self.expressions().any(Expression::is_of_body)
+    }
 }
 
 impl TaskLayer {
@@ -78,6 +98,7 @@ impl TaskLayer {
             longest_wait: Duration::from_secs(60),
             keep: Keep::default(),
             limit: 1 << 20,
+            result_limit: KEPT,
         };
         TaskLayerBuilder { config, template: None }
     }
@@ -115,7 +136,7 @@ impl TaskLayer {
                 "content": { "application/hal+json": { "schema": task } },
             }),
         )];
-        replies.extend([400, 403, 413, 422, 503].map(|status| (status.to_string(), problem_reply(status))));
+        replies.extend([400, 403, 413, 415, 422, 500, 503].map(|status| (status.to_string(), problem_reply(status))));
         for (status, reply) in replies {
             if operation["responses"][&status].is_null() {
                 operation["responses"][&status] = reply;
@@ -252,6 +273,14 @@ impl TaskLayerBuilder {
         self
     }
 
+    /// Limits what is kept of a result that is larger than a message may be, in bytes. Default 4 MiB, and 16 MiB at most.
+    ///
+    /// Such a result is served with its task; its callback gets a failure that says so. What is larger is not kept.
+    pub const fn result_limit(mut self, bytes: usize) -> Self {
+        self.config.result_limit = if bytes < ANSWER_LIMIT { bytes } else { ANSWER_LIMIT };
+        self
+    }
+
     /// Limits the requests that are read, in bytes. Default 1 MiB; beyond it 413, since what is not read may name a callback.
     pub const fn body_limit(mut self, bytes: usize) -> Self {
         self.config.limit = bytes;
@@ -266,13 +295,12 @@ impl TaskLayerBuilder {
     pub fn build(mut self) -> Result<TaskLayer, TaskLayerError> {
         let template = self.template.as_deref().map(Template::parse).transpose();
         self.config.template = template.map_err(TaskLayerError::Template)?;
-        let Config { callbacks, meta_at, secret_at, expires_at, .. } = &self.config;
-        if let Some(name) = secret_at.as_ref().and_then(Expression::header)
+        if let Some(name) = self.config.secret_at.as_ref().and_then(Expression::header)
             && self.config.keep.headers.contains(name)
         {
             return Err(TaskLayerError::Secret(name.clone()));
         }
-        for expression in callbacks.iter().chain(meta_at).chain(secret_at).chain(expires_at) {
+        for expression in self.config.expressions() {
             if let Some(name) = expression.path_parameter()
                 && !self.config.template.as_ref().is_some_and(|template| template.names(name))
             {

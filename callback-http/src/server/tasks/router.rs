@@ -21,7 +21,7 @@ use std::sync::Arc;
 /// |---|---|
 /// | `GET /{id}` | 200 with `status`, and `Retry-After` until the result is there; from then on 303 to the result |
 /// | `GET /{id}?follow=no` | 200 with `status`, always |
-/// | `GET /{id}/result` | 200 with the result, 204 if it is empty, or the failure as a problem under its own status; 404 before, 410 if there will be none |
+/// | `GET /{id}/result` | the result, under the status and with the headers that the service gave it; or the failure as a problem under its own status; 404 before, 410 if there will be none |
 /// | `PUT /{id}`, `DELETE /{id}` | 202: cancelled; 403 if it is over |
 ///
 /// What is not the caller's is answered as what does not exist: 404. A task of any worker of the dispatcher is served, once

@@ -3,12 +3,11 @@
 use super::{answer, layer::Config};
 use crate::server::{
     Body,
-    body::{Inner, Read, announced, read, with_body},
+    body::{Inner, is_coded, take, with_body},
     expression::{Asked, Expression, Place},
     idempotency,
-    owner::Capability,
     prefer::Prefer,
-    problem::{self, Refusal, hal, seconds},
+    problem::{self, Refusal, hal},
 };
 use bytes::Bytes;
 use callback_core::{Acknowledgment, BoxError, Dsn, Payload};
@@ -16,7 +15,7 @@ use callback_dispatch::Work;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
 use serde_json::Value;
 use std::{
-    fmt, mem,
+    fmt,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -54,9 +53,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        // The clone that was polled ready is the one that is called.
-        let next = self.inner.clone();
-        let inner = Inner(mem::replace(&mut self.inner, next));
+        let inner = Inner::ready(&mut self.inner);
         let config = Arc::clone(&self.config);
         Box::pin(async move {
             let is_ours = request.method() == Method::POST
@@ -64,21 +61,18 @@ where
             if !is_ours {
                 return inner.call(request.map(Body::new)).await;
             }
-            let (parts, body) = request.into_parts();
-            if announced(&parts.headers) > config.limit {
-                return Ok(Refusal::too_large(config.limit).into_http());
+            if config.callbacks.iter().any(Expression::is_of_body) && is_coded(request.headers()) {
+                return Ok(Refusal::new(problem::CODING_UNSUPPORTED).into_http());
             }
-            match read(Box::pin(body), config.limit).await {
-                Read::Whole(body) => match accept(&config, &parts, &body).await {
-                    Ok(Some(response)) => Ok(response),
-                    Ok(None) => inner.call(with_body(parts, body)).await,
-                    Err(refusal) => Ok(refusal.into_http()),
-                },
-                Read::Longer(..) => Ok(Refusal::too_large(config.limit).into_http()),
-                Read::Failed(error) => {
-                    tracing::debug!(%error, "a request was not read to its end");
-                    Ok(Refusal::new(problem::BODY_UNREADABLE).into_http())
-                }
+            let (parts, body) = request.into_parts();
+            let body = match take(&parts.headers, body, config.limit).await {
+                Ok(body) => body,
+                Err(untaken) => return Ok(Refusal::untaken(&untaken, config.limit).into_http()),
+            };
+            match accept(&config, &parts, &body).await {
+                Ok(Some(response)) => Ok(response),
+                Ok(None) => inner.call(with_body(parts, body)).await,
+                Err(refusal) => Ok(refusal.into_http()),
             }
         })
     }
@@ -93,10 +87,14 @@ async fn accept(config: &Config, parts: &Parts, body: &Bytes) -> Result<Option<R
     if callback.is_none() && !prefer.respond_async {
         return Ok(None);
     }
+    if config.reads_body() && is_coded(&parts.headers) {
+        return Err(Refusal::new(problem::CODING_UNSUPPORTED));
+    }
     let (dsn, place) = callback.map_or((None, Place::Request), |(dsn, place)| (Some(dsn), place));
     let key = idempotency::key(parts, None).map_err(|reason| Refusal::new(problem::INVALID_REQUEST).detail(reason))?;
     let work = work(config, parts, body, &asked, dsn)?;
     let work = key.iter().fold(work, Work::idempotency_key);
+    let work = work.result_limit(config.result_limit);
     let Some((work, capability)) = config.owner.sign(parts, work, key.as_deref()) else {
         return Err(Refusal::new(problem::CALLER_UNKNOWN));
     };
@@ -104,9 +102,9 @@ async fn accept(config: &Config, parts: &Parts, body: &Bytes) -> Result<Option<R
         tracing::debug!(%error, "a request was not accepted");
         Refusal::not_accepted(&place, &error)
     })?;
-    let capability = known(config, &accepted, capability, key.as_deref()).await?;
-    let suffix = capability.map(|capability| format!(".{}", capability.text())).unwrap_or_default();
-    let href = format!("{}/{}{suffix}", config.tasks, accepted.id());
+    let dispatcher = config.worker.dispatcher();
+    let href = config.owner.href(&config.tasks, &dispatcher, accepted.id(), capability, key.as_deref()).await;
+    let href = href.map_err(|error| Refusal::outbox(&error))?;
     if let (None, Some(wait)) = (accepted.dsn(), prefer.wait.filter(|_| prefer.respond_async))
         && let Some(response) = within(config, &accepted, wait, &href).await
     {
@@ -204,18 +202,6 @@ fn expires_in(config: &Config, asked: &Asked<'_>) -> Result<Option<Duration>, Re
     Ok(Some(wait.ok_or_else(|| invalid(reason))?))
 }
 
-/// The capability of the task: another one than the new, if the request was known by its key.
-async fn known(
-    config: &Config,
-    accepted: &Acknowledgment,
-    new: Option<Capability>,
-    key: Option<&str>,
-) -> Result<Option<Capability>, Refusal> {
-    let Some(key) = key.filter(|_| new.is_some()) else { return Ok(new) };
-    let task = config.worker.dispatcher().task(accepted.id()).await.map_err(|error| Refusal::outbox(&error))?;
-    Ok(task.and_then(|task| config.owner.recall(&task, key)).or(new))
-}
-
 /// The result, if it comes within the time that the client would wait.
 async fn within(config: &Config, accepted: &Acknowledgment, wait: Duration, href: &str) -> Option<Response<Body>> {
     let wait = wait.min(config.longest_wait);
@@ -223,7 +209,7 @@ async fn within(config: &Config, accepted: &Acknowledgment, wait: Duration, href
     let task = timeout(wait, dispatcher.wait(accepted.id())).await.ok()?.ok()??;
     let mut response = answer::result(task.outcome()?);
     let headers = response.headers_mut();
-    headers.insert(PREFERENCE_APPLIED, HeaderValue::from_str(&format!("wait={}", seconds(wait))).ok()?);
+    headers.insert(PREFERENCE_APPLIED, HeaderValue::from_str(&format!("wait={}", wait.as_secs())).ok()?);
     headers.insert(header::CONTENT_LOCATION, HeaderValue::from_str(&format!("{href}/result")).ok()?);
     Some(response)
 }

@@ -188,7 +188,7 @@ async fn check_two_results(codec: Codec) {
     let result = |text: &str| {
         let message = Message::builder("a.b").id(id.into()).payload(text).build().expect("a valid message");
         // The heads differ too.
-        Arc::new(Stored { message, failed: text == "two", traceparent: None, service: None })
+        Arc::new(Stored { message, failed: text == "two", traceparent: None, service: None, kept: None })
     };
     let step = |text: &str| {
         let (to, now, events) = (Stage::Delivering, Micros(7), Vec::new());
