@@ -6,7 +6,7 @@ use super::{
     waits::Waits,
     wire,
 };
-use callback_receive::{HandleId, Intake, Standing, Verdict};
+use callback_receive::{HandleId, Incoming, Intake, Standing, Verdict};
 use lapin::{
     Acker, Error,
     message::Delivery,
@@ -21,6 +21,15 @@ use std::{
 };
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+
+/// After which wait a message is offered again for which nobody has time or room; doubled with each further one.
+const FIRST: Duration = Duration::from_millis(100);
+
+/// The longest such wait.
+const LONGEST: Duration = Duration::from_secs(5);
+
+/// For how long a message is offered so before it is given back; RabbitMQ closes a channel that holds one for half an hour.
+const PATIENCE: Duration = Duration::from_secs(5 * 60);
 
 /// How long an answer may take to be written; a broker that is silent for 20 s is gone.
 const WRITTEN: Duration = Duration::from_secs(30);
@@ -88,7 +97,7 @@ impl Desk {
         let early = if delivery.redelivered { lock(&self.waits).left(key, Instant::now()) } else { None };
         let answer = match early {
             Some(_) => None,
-            None => Some(self.judge(&mut delivery).await),
+            None => Some(self.judge(&mut delivery, &lost).await),
         };
         // What is held needs no body.
         drop(delivery);
@@ -113,7 +122,7 @@ impl Desk {
         }
     }
 
-    async fn judge(&self, delivery: &mut Delivery) -> Answer {
+    async fn judge(&self, delivery: &mut Delivery, lost: &CancellationToken) -> Answer {
         let correlation = delivery.properties.correlation_id().as_ref().map(|id| id.as_str());
         let Some(handle) = place::handle(delivery.routing_key.as_str(), correlation) else {
             tracing::warn!("a message names no handle; it is rejected");
@@ -123,15 +132,34 @@ impl Desk {
             return Answer::Unknown;
         }
         let body = mem::take(&mut delivery.data).into();
-        let verdict = match wire::incoming(&delivery.properties, body, &handle.expose()) {
-            Ok(incoming) => self.intake.offer(&handle, incoming).await,
+        match wire::incoming(&delivery.properties, body, &handle.expose()) {
+            Ok(incoming) => self.offer(&handle, incoming, lost).await,
             Err(malformed) => {
                 tracing::warn!(?handle, reason = %malformed, "what came is no message; it is rejected");
-                return Answer::Reject;
+                Answer::Reject
             }
-        };
-        told(&handle, &verdict);
-        answer::of(&verdict)
+        }
+    }
+
+    /// Offers a message until there is a verdict.
+    ///
+    /// What only finds no time or no room stays here meanwhile: a queue would give it again at once, and a quorum queue
+    /// counts how often it did.
+    async fn offer(&self, handle: &HandleId, incoming: Incoming, lost: &CancellationToken) -> Answer {
+        let (begun, mut wait) = (Instant::now(), FIRST);
+        loop {
+            let verdict = self.intake.offer(handle, incoming.clone()).await;
+            let answer = answer::of(&verdict);
+            if answer != Answer::Later(None) || begun.elapsed() >= PATIENCE {
+                told(handle, &verdict);
+                return answer;
+            }
+            let held = self.hold(wait, &CancellationToken::new(), lost).await;
+            if !matches!(held, Held::Over) || self.closing.is_cancelled() {
+                return answer;
+            }
+            wait = (2 * wait).min(LONGEST);
+        }
     }
 
     /// Holds a message, and gives it back to its queue.

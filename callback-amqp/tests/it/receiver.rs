@@ -410,23 +410,60 @@ async fn a_queue_without_a_name_ends_with_its_receiver() {
     assert_eq!(error.kind(), ErrorKind::Unroutable);
 }
 
+impl Post<'_> {
+    /// Declares the queue before the receiver does: one that gives no message more often than so many times.
+    async fn declare_limited(&self, times: i32) {
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+        arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(times - 1));
+        arguments.insert("x-dead-letter-exchange".into(), AMQPValue::LongString(self.dead.as_str().into()));
+        let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        let declared = self.side.channel.queue_declare(self.queue.as_str().into(), durable, arguments);
+        declared.await.expect("a quorum queue");
+    }
+}
+
 #[tokio::test]
 async fn a_queue_that_is_there_is_taken_as_it_is() {
     let Some(broker) = shared() else { return };
     let post = Post::new(&broker).await;
-    let mut arguments = FieldTable::default();
-    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
-    arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(3));
-    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    post.side.channel.queue_declare(post.queue.as_str().into(), durable, arguments).await.expect("a quorum queue");
+    post.declare_limited(3).await;
     let receiver = post.open(Receiver::builder()).await;
     let mut callback = receiver.spawn();
     post.send(&callback.dsn(), "first").await;
-    let first = soon(callback.next()).await.expect("open");
-    first.retry_later(Duration::from_millis(200)).await.expect("told");
-    assert_eq!(accept(&mut callback).await, "first");
+    for _ in 0..3 {
+        let first = soon(callback.next()).await.expect("open");
+        first.retry_later(Duration::from_millis(200)).await.expect("told");
+    }
+    assert_eq!(post.dead(1).await, ["first".to_owned()].into(), "the broker counts");
     close(&receiver).await;
     assert!(post.left().await.is_empty());
+}
+
+#[tokio::test]
+async fn what_finds_no_time_or_no_room_is_not_given_back() {
+    let Some(broker) = shared() else { return };
+    let post = Post::new(&broker).await;
+    post.declare_limited(1).await;
+    let receiver = post.open(Receiver::builder().queue(2).answer_within(Duration::from_millis(200))).await;
+    let mut callback = receiver.spawn();
+    let mut sent = HashSet::new();
+    for number in 0..10 {
+        let id = format!("m{number}");
+        post.send(&callback.dsn(), &id).await;
+        sent.insert(id);
+    }
+    let slow = soon(callback.next()).await.expect("open");
+    // Longer than its sender would have waited, and than the first waits for room.
+    sleep(Duration::from_secs(1)).await;
+    let mut taken = HashSet::from([slow.accept().await.expect("direct").id().to_string()]);
+    while taken.len() < sent.len() {
+        taken.insert(accept(&mut callback).await);
+    }
+    assert_eq!(taken, sent);
+    close(&receiver).await;
+    assert!(post.left().await.is_empty());
+    assert!(post.side.ids(&post.dead).await.is_empty(), "each was given once");
 }
 
 #[track_caller]
