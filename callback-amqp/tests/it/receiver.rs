@@ -364,6 +364,44 @@ async fn what_comes_while_the_process_is_down_waits_in_the_queue() {
 }
 
 #[tokio::test]
+async fn a_queue_has_one_listener_and_the_next_one_when_that_closes() {
+    let Some(broker) = shared() else { return };
+    let post = Post::new(&broker).await;
+    let first = post.open(Receiver::builder()).await;
+    let mut of_first = first.spawn();
+    post.send(&of_first.dsn(), "first").await;
+    assert_eq!(accept(&mut of_first).await, "first");
+    let next = post.open(Receiver::builder()).await;
+    let mut of_next = next.spawn();
+    post.send(&of_next.dsn(), "next").await;
+    post.send(&of_first.dsn(), "second").await;
+    assert_eq!(accept(&mut of_first).await, "second");
+    close(&first).await;
+    assert_eq!(accept(&mut of_next).await, "next");
+    close(&next).await;
+    assert!(post.left().await.is_empty());
+}
+
+#[tokio::test]
+async fn senders_are_told_another_name_of_the_broker() {
+    let Some(broker) = shared() else { return };
+    let post = Post::new(&broker).await;
+    let public = "amqp://orders/tenant-7".parse().expect("a Dsn");
+    let amqp = post.builder().public_dsn(public).prefetch(0).connect().await.expect("connected");
+    let receiver = Receiver::builder().open(amqp).await.expect("it opens");
+    let mut callback = receiver.spawn();
+    let url = callback.url();
+    assert!(url.starts_with(&format!("amqp://orders/tenant-7?exchange={}&", post.exchange)), "{url}");
+    // One at a time.
+    for id in ["first", "second"] {
+        post.publish(to(&callback, id), b"x").await;
+    }
+    assert_eq!([accept(&mut callback).await, accept(&mut callback).await], ["first", "second"]);
+    close(&receiver).await;
+    fails(post.builder().public_dsn("amqp:///?queue=q".parse().expect("a Dsn")).connect().await, "no query");
+}
+
+#[tokio::test]
 async fn a_call_has_its_result_by_way_of_the_broker() {
     let Some(broker) = shared() else { return };
     let post = Post::new(&broker).await;
@@ -405,6 +443,13 @@ async fn a_queue_without_a_name_ends_with_its_receiver() {
     let mut callback = receiver.spawn();
     post.send(&callback.dsn(), "first").await;
     assert_eq!(accept(&mut callback).await, "first");
+    // Declared otherwise than it is, the broker would say so.
+    let url = callback.url();
+    let queue = url.rsplit('=').next().and_then(|key| key.split('.').next()).expect("a queue");
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-expires".into(), AMQPValue::LongInt(30 * 60 * 1_000));
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    post.side.channel.queue_declare(queue.into(), durable, arguments).await.expect("it ends when nobody listens");
     close(&receiver).await;
     let error = post.sink.deliver(&callback.dsn(), &message("late"), &attempt(PATIENCE)).await.expect_err("gone");
     assert_eq!(error.kind(), ErrorKind::Unroutable);

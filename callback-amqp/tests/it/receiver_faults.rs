@@ -67,6 +67,27 @@ async fn what_comes_again_after_a_lost_connection_joins_the_open_verdict() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wait_goes_on_after_a_lost_connection() {
+    let Some(broker) = own().await else { return };
+    let post = Post::new(&broker).await;
+    let receiver = post.open(Receiver::builder()).await;
+    let mut callback = receiver.spawn();
+    let dsn = callback.dsn();
+    send_until(&post, &dsn, "later").await;
+    let later = soon(callback.next()).await.expect("open");
+    later.retry_later(Duration::from_secs(3600)).await.expect("told");
+    for round in 0..2 {
+        broker.control(&["close_all_connections", "test"]).await;
+        let id = format!("round-{round}");
+        // The broker gives again what comes before it.
+        send_until(&post, &dsn, &id).await;
+        assert_eq!(accept(&mut callback).await, id);
+    }
+    close(&receiver).await;
+    assert_eq!(broker.ids(&post.queue).await.into_keys().collect::<Vec<_>>(), ["later"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_queue_that_is_deleted_is_declared_again() {
     let Some(broker) = own().await else { return };
     let post = Post::new(&broker).await;
