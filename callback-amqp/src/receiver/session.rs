@@ -7,7 +7,7 @@ use crate::{
     outcome::{About, Failure, broken},
 };
 use callback_core::{ErrorKind, Phase};
-use futures_util::StreamExt;
+use futures_util::{StreamExt, future::poll_immediate};
 use lapin::{
     Channel, Connection, Consumer, Error, ErrorKind as LapinErrorKind, ExchangeKind,
     options::{
@@ -127,7 +127,13 @@ impl Session {
                 () = closing.cancelled() => break,
                 Some(_) = offers.join_next(), if !offers.is_empty() => {}
                 delivery = consumer.next() => match delivery {
-                    Some(Ok(delivery)) => drop(offers.spawn(Arc::clone(desk).settle(delivery, lost.clone()))),
+                    Some(Ok(delivery)) => {
+                        let mut settling = Box::pin(Arc::clone(desk).settle(delivery, lost.clone()));
+                        // Each begins before the next one, so that they are handed over in the order in which they came.
+                        if poll_immediate(&mut settling).await.is_none() {
+                            offers.spawn(settling);
+                        }
+                    }
                     Some(Err(error)) => return Err(failed(&error)),
                     None => {
                         let text = "the broker ended the consumer: its queue was deleted, or its node is gone";
