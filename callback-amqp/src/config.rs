@@ -142,7 +142,8 @@ impl AmqpCluster {
         self
     }
 
-    fn build(self) -> Result<Cluster, BoxError> {
+    /// Where the cluster is, and its own vhost.
+    pub(crate) fn endpoint(&self) -> Result<(Endpoint, String), BoxError> {
         let vhost = address::vhost(&self.dsn)?.unwrap_or_else(|| "/".to_owned());
         self.dsn.params().finish()?;
         let certificate = self.client_certificate.as_ref().map(|(chain, key)| (&**chain, &**key));
@@ -152,7 +153,11 @@ impl AmqpCluster {
             "amqp" => return Err("certificates are for `amqps`".into()),
             _ => return Err("the scheme of a cluster is `amqp` or `amqps`".into()),
         };
-        let endpoint = Endpoint::registered(&self.dsn, tls, certificate.is_some())?;
+        Ok((Endpoint::registered(&self.dsn, tls, certificate.is_some())?, vhost))
+    }
+
+    fn build(self) -> Result<Cluster, BoxError> {
+        let (endpoint, vhost) = self.endpoint()?;
         Ok(Cluster {
             endpoint: Arc::new(endpoint),
             vhost,

@@ -34,7 +34,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// A connection that was lost sooner than this counts as a failure to connect.
-const PROOF: Duration = Duration::from_secs(5);
+pub(crate) const PROOF: Duration = Duration::from_secs(5);
 
 /// How long a connection waits for this or that.
 #[derive(Clone, Copy)]
@@ -53,7 +53,7 @@ impl Limits {
 }
 
 /// How long a connection may take to say goodbye.
-const GOODBYE: Duration = Duration::from_secs(2);
+pub(crate) const GOODBYE: Duration = Duration::from_secs(2);
 
 /// How many declared queues a connection remembers.
 const DECLARED: usize = 10_000;
@@ -213,7 +213,7 @@ fn closed() -> Failure {
 }
 
 /// How long to wait after so many failures in a row, give or take a fifth.
-fn pause(failures: u32) -> Duration {
+pub(crate) fn pause(failures: u32) -> Duration {
     if failures == 0 {
         return Duration::ZERO;
     }

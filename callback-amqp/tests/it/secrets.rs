@@ -49,7 +49,42 @@ async fn a_message_that_comes_back_is_not_in_the_log() {
     {
         assert!(!text.contains("planted"), "{text}");
     }
+    #[cfg(feature = "receiver")]
+    receiver_says_nothing(&broker).await;
     tracing::info!("the log is read");
     let log = String::from_utf8(log.0.lock().expect("a log").clone()).expect("text");
     assert!(log.contains("the log is read") && !log.contains("planted"), "{log}");
+}
+
+/// What a receiver rejects is in the log, and nothing of it.
+#[cfg(feature = "receiver")]
+async fn receiver_says_nothing(broker: &crate::broker::Broker) {
+    use crate::receiver::{Post, accept, close};
+    use callback_core::Signer;
+    use callback_receive::Receiver;
+
+    let post = Post::new(broker).await;
+    let url = broker.url.replace("guest:guest", "planted:planted").parse().expect("a Dsn");
+    let builder = callback_amqp::AmqpReceiver::builder(callback_amqp::AmqpCluster::new(url));
+    let text = format!("{builder:?}");
+    let error = builder.connect().await.expect_err("a wrong login");
+    let receiver = post.open(Receiver::builder().body_limit(8)).await;
+    let planted = |body: &'static str| {
+        Message::builder("planted").header("x-planted", "planted").payload(body).build().expect("valid")
+    };
+    let mut callback = receiver.spawn();
+    let signed = receiver.spawn().verifier("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".parse().expect("a key"));
+    let forger: Signer = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD".parse().expect("a key");
+    let forged = planted("planted");
+    let attempt = attempt(PATIENCE).sign(&forger, &forged);
+    post.sink.deliver(&signed.dsn(), &forged, &attempt).await.expect("delivered");
+    post.deliver(&callback.dsn(), &planted("planted, and too large")).await;
+    post.deliver(&callback.dsn(), &planted("planted")).await;
+    crate::receiver::soon(callback.next()).await.expect("open").refuse("not wanted").await.expect("told");
+    post.send(&callback.dsn(), "last").await;
+    assert_eq!(accept(&mut callback).await, "last");
+    close(&receiver).await;
+    for text in [text, format!("{error:?} {error}"), format!("{receiver:?}")] {
+        assert!(!text.contains("planted"), "{text}");
+    }
 }

@@ -43,6 +43,26 @@ async fn a_broker_of_a_trusted_authority_is_believed() {
     assert_eq!((error.kind(), error.phase()), (ErrorKind::Unavailable, Some(Phase::Tls)), "{}", error.chain());
 }
 
+#[cfg(feature = "receiver")]
+#[tokio::test]
+async fn a_receiver_listens_over_tls() {
+    use crate::receiver::{Post, accept, close};
+    let Some(broker) = own().await else { return };
+    let post = Post::new(&broker).await;
+    let url = broker.variable("CALLBACK_TEST_AMQPS");
+    let connect = async |cluster: AmqpCluster| {
+        let builder = callback_amqp::AmqpReceiver::builder(cluster).exchange(&*post.exchange);
+        builder.queue(&*post.queue).connect().await
+    };
+    connect(cluster(url)).await.expect_err("an authority that nobody trusts");
+    let amqp = connect(cluster(url).root_certificates(authority(&broker).pem.clone())).await.expect("connected");
+    let receiver = callback_receive::Receiver::builder().open(amqp).await.expect("it opens");
+    let mut callback = receiver.spawn();
+    post.send(&callback.dsn(), "first").await;
+    assert_eq!(accept(&mut callback).await, "first");
+    close(&receiver).await;
+}
+
 #[tokio::test]
 async fn a_client_certificate_logs_in() {
     let Some(broker) = own().await else { return };
