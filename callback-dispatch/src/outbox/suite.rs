@@ -861,6 +861,53 @@ async fn published_events_are_stored_with_their_result_and_not_without(store: &d
     assert_eq!(claim(store).await.len(), 3);
 }
 
+/// What rows share is a database's own until a claim reads it.
+async fn a_claim_counts_what_its_rows_share_once(store: &dyn Store) {
+    const BODY: usize = 100_000;
+    for number in 0..4 {
+        let owner = Some((if number < 3 { "many" } else { "one" }).into());
+        let dsn = format!("custom://host{number}/");
+        subscribe(store, &SubscriptionRow { owner, ..subscription(&dsn) }).await;
+    }
+    let publish_at = async |age: i64, owner: Option<&str>| {
+        let event = to_all("a.b", None);
+        let message = event.stored.message.to_builder().payload(vec![b'a'; BODY]).build().expect("a message");
+        let stored = Stored { message, failed: false, traceparent: None, service: None };
+        let (owner, now) = (owner.map(Into::into), Micros(NOW.0 - age));
+        publish(store, &FanOut { stored: Arc::new(stored), owner, now, ..event }).await;
+    };
+    let taken = async |bytes| {
+        let claim =
+            Claim { number: 0, now: NOW, limit: 10, bytes, workers: Vec::new(), left_out: Vec::new(), found: None };
+        take(store, claim).await.len()
+    };
+    publish_at(0, Some("many")).await;
+    assert_eq!(taken(1).await, 1, "the first whatever its size");
+    assert_eq!(taken(BODY + 3 * 1_024).await, 2, "what several share is read once");
+    for age in (1..=4).rev() {
+        publish_at(age, Some("one")).await;
+    }
+    publish_at(0, None).await;
+    assert_eq!(taken(2 * BODY).await, 2, "each event counts");
+    assert_eq!(taken(2 * BODY + 1).await, 2);
+    assert_eq!(taken(usize::MAX).await, 4);
+}
+
+#[tokio::test]
+async fn claims_of_databases_count_what_rows_share() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let outbox = SqliteOutbox::open(directory.path().join("outbox.db")).await.expect("it opens");
+    a_claim_counts_what_its_rows_share_once(&outbox).await;
+    outbox.close().await;
+    #[cfg(feature = "postgres")]
+    {
+        let Some(schema) = super::postgres::tests::Schema::new().await else { return };
+        let outbox = schema.started_and_unheard(super::PostgresOutbox::builder()).await;
+        a_claim_counts_what_its_rows_share_once(&outbox).await;
+        outbox.close().await;
+    }
+}
+
 #[tokio::test]
 async fn memory_keeps_every_clause() {
     for (name, clause) in CLAUSES {

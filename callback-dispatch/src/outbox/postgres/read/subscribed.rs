@@ -31,7 +31,8 @@ pub(in super::super) const PAGE_OF_OWNER: &str =
 pub(in super::super) struct Shared {
     /// With the number of lines that refer to it.
     payloads: HashMap<Uuid, (Arc<Stored>, usize)>,
-    subscriptions: HashMap<Uuid, Arc<SubscriptionRow>>,
+    /// With the number of bytes that are kept of it beside its columns.
+    subscriptions: HashMap<Uuid, (Arc<SubscriptionRow>, usize)>,
 }
 
 impl Shared {
@@ -62,7 +63,8 @@ impl Shared {
         let subscriptions = query(SUBSCRIPTIONS).bind(ids.into_iter().collect::<Vec<Uuid>>());
         for line in subscriptions.fetch_all(connection).await? {
             if let Ok(row) = row(codec, &line) {
-                shared.subscriptions.insert(uuid(row.id.0), Arc::new(row));
+                let detail = line.try_get::<&[u8], _>("detail")?.len();
+                shared.subscriptions.insert(uuid(row.id.0), (Arc::new(row), detail));
             }
         }
         Ok(shared)
@@ -81,11 +83,11 @@ impl Shared {
         let (Some(payload), Some(subscription)) = refers(line)? else { return Ok(None) };
         let missing = |column: &'static str| unreadable(column)("it is missing, or cannot be read".into());
         let (event, rows) = self.payloads.get(&payload).ok_or_else(|| missing("payload"))?;
-        let to = self.subscriptions.get(&subscription).ok_or_else(|| missing("subscription"))?;
+        let (to, detail) = self.subscriptions.get(&subscription).ok_or_else(|| missing("subscription"))?;
         let sequence = line.try_get::<Option<i64>, _>("sequence")?.and_then(|number| u32::try_from(number).ok());
         let stored = message_for(event, task_id(line)?, to.id, sequence);
         let stored = stored.map_err(|error| unreadable("payload")(error.to_string()))?;
-        let share = event.message.body().len().div_ceil(*rows);
+        let share = event.message.body().len().div_ceil(*rows) + detail;
         Ok(Some((stored, Subscribed { to: Arc::clone(to), share })))
     }
 }
