@@ -96,6 +96,7 @@ impl Dispatcher {
             profiles: Vec::new(),
             validators: Vec::new(),
             body_limit: 1 << 20,
+            subscription_limit: 10_000,
             memory: 64 << 20,
             accepting: 64 << 20,
             in_flight: 512,
@@ -346,6 +347,7 @@ pub struct DispatcherBuilder {
     profiles: Vec<Arc<dyn Profile>>,
     validators: Vec<Arc<dyn Validator>>,
     body_limit: usize,
+    subscription_limit: usize,
     memory: usize,
     accepting: usize,
     in_flight: usize,
@@ -433,6 +435,15 @@ impl DispatcherBuilder {
     /// Judges subscriptions before they are stored; several are all asked, in this order.
     pub fn subscription_validator(mut self, validator: impl Validator) -> Self {
         self.validators.push(Arc::new(validator));
+        self
+    }
+
+    /// Limits the subscriptions that one owner has at a time; those that have ended do not count. Default 10,000.
+    ///
+    /// What comes beyond it is refused as [`TooMany`](AcceptError::TooMany). Those without an owner are the operator's own,
+    /// and have no limit. Of several processes on a database each may exceed it by what they store at the same moment.
+    pub const fn subscription_limit(mut self, subscriptions: usize) -> Self {
+        self.subscription_limit = subscriptions;
         self
     }
 
@@ -539,6 +550,7 @@ impl DispatcherBuilder {
             profiles,
             validators: self.validators,
             body_limit: self.body_limit,
+            subscription_limit: self.subscription_limit,
             lanes: Lanes::new(bounds, &wake),
             notices: self.notices,
             expiring: Expiring::default(),

@@ -70,6 +70,8 @@ pub(crate) struct Engine {
     /// Those that judge subscriptions.
     pub(crate) validators: Vec<Arc<dyn Validator>>,
     pub(crate) body_limit: usize,
+    /// How many subscriptions an owner may have.
+    pub(crate) subscription_limit: usize,
     pub(crate) lanes: Lanes,
     pub(crate) notices: Notices,
     /// Bytes of rows in memory.

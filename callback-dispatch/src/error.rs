@@ -55,6 +55,12 @@ pub enum AcceptError {
         /// The limit, in bytes.
         limit: usize,
     },
+    /// The owner has as many subscriptions as it may have.
+    #[error("the owner has {limit} subscriptions, and may have no more")]
+    TooMany {
+        /// The limit ([`subscription_limit`](crate::DispatcherBuilder::subscription_limit)).
+        limit: usize,
+    },
 }
 
 /// Why a dispatcher did not start.

@@ -165,8 +165,11 @@ pub(crate) enum Write {
     Insert(Arc<Row>),
     /// An event, with a delivery to each subscription that wants it: as many as are counted. In nobody's hands.
     Publish(Arc<FanOut>),
-    /// A new subscription.
-    Subscribe(Arc<SubscriptionRow>),
+    /// A new subscription, unless its owner has so many by then that have not ended. Without an owner there is no limit.
+    Subscribe {
+        row: Arc<SubscriptionRow>,
+        limit: usize,
+    },
     /// What changes of one that has not ended, if its revision was the one before.
     ChangeSubscription(Arc<SubscriptionRow>),
     /// The end of one that has none.
@@ -337,6 +340,8 @@ pub(crate) enum Written {
     Superseded,
     /// There is no such row.
     Unknown,
+    /// There are as many as there may be. Nothing changed.
+    TooMany,
     /// It cannot be said yet: a transaction whose connection was lost may be open still.
     #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "a server's transactions outlive a connection"))]
     NotYet,

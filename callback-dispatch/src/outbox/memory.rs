@@ -261,10 +261,7 @@ impl State {
         match write {
             Write::Insert(row) => self.insert_once(row),
             Write::Publish(event) => Written::Count(self.fan_out(&event)),
-            Write::Subscribe(row) => {
-                self.subscriptions.insert(row.id, row);
-                Written::Done
-            }
+            Write::Subscribe { row, limit } => self.subscribe(row, limit),
             Write::ChangeSubscription(row) => self.change_subscription(&row),
             Write::EndSubscription { id, end, now } => self.end_subscription(id, end, now),
             Write::Confirm { id } => {

@@ -59,6 +59,8 @@ const CLAUSES: &[(&str, Clause)] = clauses![
     a_change_counts_if_nobody_else_changed_it,
     the_first_end_of_a_subscription_wins,
     subscriptions_are_listed_by_owner_a_page_at_a_time,
+    a_page_ends_where_it_has_enough_bytes,
+    an_owner_has_as_many_subscriptions_as_it_may,
     an_event_reaches_those_that_want_it_and_no_others,
     deliveries_of_an_event_share_it_and_have_ids_of_their_own,
     one_for_one_event_gets_one,
@@ -592,7 +594,11 @@ fn to_all(event_type: &str, service: Option<&str>) -> FanOut {
 }
 
 async fn subscribe(store: &dyn Store, row: &SubscriptionRow) {
-    assert!(done(store, Write::Subscribe(Arc::new(row.clone()))).await);
+    assert!(done(store, new_subscription(row)).await);
+}
+
+fn new_subscription(row: &SubscriptionRow) -> Write {
+    Write::Subscribe { row: Arc::new(row.clone()), limit: usize::MAX }
 }
 
 async fn publish(store: &dyn Store, event: &FanOut) -> u64 {
@@ -667,6 +673,57 @@ async fn subscriptions_are_listed_by_owner_a_page_at_a_time(store: &dyn Store) {
     assert_eq!(found, rows.iter().map(|row| row.id).collect::<Vec<_>>());
     let all = store.subscriptions(&SubscriptionQuery::default()).await.expect("readable");
     assert_eq!((all.items.len(), all.next), (6, None));
+}
+
+async fn a_page_ends_where_it_has_enough_bytes(store: &dyn Store) {
+    const EACH: usize = SubscriptionQuery::BYTES / 4;
+    let meta = serde_json::Value::from("a".repeat(EACH));
+    let mut rows = Vec::new();
+    for _ in 0..5 {
+        let row = subscription(DSN);
+        let detail = Detail { meta: meta.clone(), ..row.detail.clone() };
+        rows.push(SubscriptionRow { detail, ..row });
+    }
+    for row in &rows {
+        subscribe(store, row).await;
+    }
+    let mut query = SubscriptionQuery::default().owner("owner").limit(100);
+    let (mut found, mut sizes) = (Vec::new(), Vec::new());
+    loop {
+        let page = store.subscriptions(&query).await.expect("readable");
+        found.extend(page.items.iter().map(|row| row.id));
+        sizes.push(page.items.len());
+        let Some(next) = page.next else { break };
+        query = query.after(next);
+    }
+    assert_eq!((found, sizes), (rows.iter().map(|row| row.id).collect(), vec![4, 1]));
+    let everybodys = store.subscriptions(&SubscriptionQuery::default()).await.expect("readable");
+    assert_eq!((everybodys.items.len(), everybodys.next.is_some()), (4, true));
+}
+
+async fn an_owner_has_as_many_subscriptions_as_it_may(store: &dyn Store) {
+    let subscribe = async |row: SubscriptionRow| {
+        let subscribe = Write::Subscribe { row: Arc::new(row), limit: 2 };
+        match write(store, subscribe).await.expect("stored") {
+            Written::Done => true,
+            Written::TooMany => false,
+            other => panic!("{other:?}"),
+        }
+    };
+    let ended = subscription(DSN);
+    assert!(subscribe(ended.clone()).await);
+    assert!(subscribe(SubscriptionRow { expires: Micros(NOW.0 + 1), ..subscription(DSN) }).await);
+    assert!(!subscribe(subscription(DSN)).await);
+    assert!(subscribe(SubscriptionRow { owner: Some("other".into()), ..subscription(DSN) }).await);
+    for _ in 0..3 {
+        assert!(subscribe(SubscriptionRow { owner: None, ..subscription(DSN) }).await, "the operator's own");
+    }
+    let end = Write::EndSubscription { id: ended.id, end: SubscriptionEnd::Cancelled, now: NOW };
+    assert!(done(store, end).await);
+    assert!(subscribe(subscription(DSN)).await, "what has ended does not count");
+    let later = || SubscriptionRow { created_at: Micros(NOW.0 + 1), ..subscription(DSN) };
+    assert!(subscribe(later()).await, "nor does what is over");
+    assert!(!subscribe(later()).await);
 }
 
 async fn an_event_reaches_those_that_want_it_and_no_others(store: &dyn Store) {
@@ -981,6 +1038,8 @@ enum Fault {
     IgnoresRevisions,
     EndsAgain,
     ListsEverybodys,
+    ListsAllAtOnce,
+    IgnoresLimits,
     IgnoresWishes,
     ChangesSubjects,
     NeverSpent,
@@ -1027,6 +1086,8 @@ const BROKEN: &[(Fault, &str)] = &[
     (Fault::IgnoresRevisions, "a_change_counts_if_nobody_else_changed_it"),
     (Fault::EndsAgain, "the_first_end_of_a_subscription_wins"),
     (Fault::ListsEverybodys, "subscriptions_are_listed_by_owner_a_page_at_a_time"),
+    (Fault::ListsAllAtOnce, "a_page_ends_where_it_has_enough_bytes"),
+    (Fault::IgnoresLimits, "an_owner_has_as_many_subscriptions_as_it_may"),
     (Fault::IgnoresWishes, "an_event_reaches_those_that_want_it_and_no_others"),
     (Fault::ChangesSubjects, "deliveries_of_an_event_share_it_and_have_ids_of_their_own"),
     (Fault::NeverSpent, "one_for_one_event_gets_one"),
@@ -1057,7 +1118,7 @@ impl Broken {
             (Fault::LosesInserts, Write::Insert(_))
             | (Fault::ForgetsBreakers, Write::OpenBreaker(_))
             | (Fault::KeepsHoldersAtRecovery, Write::Recover)
-            | (Fault::LosesSubscriptions, Write::Subscribe(_))
+            | (Fault::LosesSubscriptions, Write::Subscribe { .. })
             | (Fault::EndsAgain, Write::EndSubscription { .. })
             | (Fault::EndsNothingSpent, Write::Clean { .. })
             | (Fault::ReplaysNothing, Write::Replay { .. })
@@ -1099,18 +1160,19 @@ impl Broken {
                 let revision = found.map_or(row.revision, |found| found.revision + 1);
                 Write::ChangeSubscription(Arc::new(SubscriptionRow { revision, ..SubscriptionRow::clone(&row) }))
             }
-            (Fault::IgnoresWishes, Write::Subscribe(row)) => {
+            (Fault::IgnoresWishes, Write::Subscribe { row, .. }) => {
                 let detail = Detail { events: Vec::new(), service: None, ..row.detail.clone() };
-                Write::Subscribe(Arc::new(SubscriptionRow { detail, ..SubscriptionRow::clone(&row) }))
+                new_subscription(&SubscriptionRow { detail, ..SubscriptionRow::clone(&row) })
             }
             (Fault::ChangesSubjects, Write::Publish(event)) => {
                 Write::Publish(Arc::new(FanOut { id: TaskId::new(), ..FanOut::clone(&event) }))
             }
-            (Fault::NeverSpent, Write::Subscribe(row)) => {
-                Write::Subscribe(Arc::new(SubscriptionRow { once: false, ..SubscriptionRow::clone(&row) }))
+            (Fault::IgnoresLimits, Write::Subscribe { row, .. }) => new_subscription(&row),
+            (Fault::NeverSpent, Write::Subscribe { row, .. }) => {
+                new_subscription(&SubscriptionRow { once: false, ..SubscriptionRow::clone(&row) })
             }
-            (Fault::IgnoresOrderOfAll, Write::Subscribe(row)) => {
-                Write::Subscribe(Arc::new(SubscriptionRow { ordered: false, ..SubscriptionRow::clone(&row) }))
+            (Fault::IgnoresOrderOfAll, Write::Subscribe { row, .. }) => {
+                new_subscription(&SubscriptionRow { ordered: false, ..SubscriptionRow::clone(&row) })
             }
             (Fault::IgnoresKeysOfAll, Write::Publish(event)) => {
                 Write::Publish(Arc::new(FanOut { key: None, ..FanOut::clone(&event) }))
@@ -1198,6 +1260,14 @@ impl Store for Broken {
         match self.fault {
             Fault::ListsEverybodys => {
                 self.inner.subscriptions(&SubscriptionQuery { owner: None, ..query.clone() }).await
+            }
+            Fault::ListsAllAtOnce => {
+                let mut all = self.inner.subscriptions(query).await?;
+                while let Some(next) = all.next {
+                    let more = self.inner.subscriptions(&query.clone().after(next)).await?;
+                    all = Page { items: [all.items, more.items].concat(), next: more.next };
+                }
+                Ok(all)
             }
             _ => self.inner.subscriptions(query).await,
         }

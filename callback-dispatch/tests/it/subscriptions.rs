@@ -27,6 +27,7 @@ on_each_outbox!(
     a_subscriptions_own_secret_signs,
     a_rotated_secret_signs_beside_the_new_one_for_a_while,
     what_cannot_be_used_is_refused_with_all_that_is_wrong,
+    an_owner_has_no_more_subscriptions_than_it_may,
     a_validator_judges_subscriptions,
     one_that_has_ended_cannot_be_changed,
     a_page_goes_on_where_the_last_one_ended,
@@ -324,6 +325,11 @@ async fn what_cannot_be_used_is_refused_with_all_that_is_wrong(home: Home) {
     check_violations(subscriptions.create(to("a").secret("whsec_x").profile("os1")).await, &["/secret"]);
     let deep = (0..200).fold(json!(1), |value, _| json!([value]));
     check_violations(subscriptions.create(to("a").meta(deep)).await, &["/meta"]);
+    let large = |bytes: usize| json!("a".repeat(bytes - 2));
+    check_violations(subscriptions.create(to("a").meta(large((64 << 10) + 1))).await, &["/meta"]);
+    let largest = create(&dispatcher, to("a").meta(large(64 << 10))).await.id();
+    let larger = subscriptions.update(largest, SubscriptionChange::new().meta(large((64 << 10) + 1))).await;
+    assert!(matches!(larger, Err(ChangeError::Invalid(_))), "{larger:?}");
     let unknown = subscriptions.create(to("a").profile("nobody's")).await;
     assert!(matches!(unknown, Err(AcceptError::Profile(name)) if name == "nobody's"));
     let nowhere = subscriptions.create(NewSubscription::new(dsn("nowhere://a"))).await;
@@ -335,6 +341,18 @@ async fn what_cannot_be_used_is_refused_with_all_that_is_wrong(home: Home) {
     assert_eq!(violations.iter().count(), 2);
     let none: Option<&str> = None;
     subscriptions.update(id, SubscriptionChange::new().service(none).events(["a.b"])).await.expect("changed");
+}
+
+async fn an_owner_has_no_more_subscriptions_than_it_may(home: Home) {
+    let dispatcher = start(home.builder().await.sink(MemorySink::new()).subscription_limit(2)).await;
+    let subscriptions = dispatcher.subscriptions();
+    let first = create(&dispatcher, to("a").owner("acme")).await.id();
+    create(&dispatcher, to("a").owner("acme")).await;
+    let more = subscriptions.create(to("a").owner("acme")).await;
+    assert!(matches!(more, Err(AcceptError::TooMany { limit: 2 })), "{more:?}");
+    create(&dispatcher, to("a").owner("other")).await;
+    subscriptions.cancel(first).await.expect("cancelled");
+    create(&dispatcher, to("a").owner("acme")).await;
 }
 
 async fn a_validator_judges_subscriptions(home: Home) {

@@ -781,7 +781,8 @@ fn subscription(dsn: &str) -> SubscriptionRow {
 }
 
 async fn subscribe(outbox: &PostgresOutbox, row: &SubscriptionRow) {
-    assert!(write(outbox, Write::Subscribe(Arc::new(row.clone()))).await.expect("stored").is_done());
+    let subscribe = Write::Subscribe { row: Arc::new(row.clone()), limit: usize::MAX };
+    assert!(write(outbox, subscribe).await.expect("stored").is_done());
 }
 
 fn to_all() -> FanOut {

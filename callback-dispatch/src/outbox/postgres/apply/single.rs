@@ -117,7 +117,7 @@ pub(super) async fn single(connection: &mut PgConnection, by: By<'_>, write: &Wr
         Write::Result { .. } | Write::Settle(_) => unreachable!("comes in numbers"),
         Write::Insert(row) => insert_once(connection, by, row).await,
         Write::Publish(event) => Ok(Written::Count(fan_out(connection, by, event).await?)),
-        Write::Subscribe(row) => subscribe(connection, by, row).await,
+        Write::Subscribe { row, limit } => subscribe(connection, by, row, *limit).await,
         Write::ChangeSubscription(row) => change_subscription(connection, by, row).await,
         Write::EndSubscription { id, end, now } => end_subscription(connection, *id, *end, *now).await,
         Write::Confirm { id } => confirm(connection, *id).await,

@@ -21,10 +21,21 @@ pub(in super::super) const PAYLOADS: &str = "SELECT * FROM callback_payload WHER
 
 pub(in super::super) const SUBSCRIPTIONS: &str = "SELECT * FROM callback_subscription WHERE id = ANY ($1)";
 
-pub(in super::super) const PAGE: &str = "SELECT * FROM callback_subscription WHERE id > $1 ORDER BY id LIMIT $2";
+/// As many as there is room for, and one at least: what is sized is not read.
+macro_rules! page {
+    ($found:literal) => {
+        concat!(
+            "SELECT s.* FROM (SELECT seq, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before FROM \
+                              (SELECT seq, octet_length(detail) AS size FROM callback_subscription WHERE ",
+            $found,
+            " ORDER BY id LIMIT $2) AS page) AS f JOIN callback_subscription AS s ON s.seq = f.seq WHERE f.before < $3"
+        )
+    };
+}
 
-pub(in super::super) const PAGE_OF_OWNER: &str =
-    "SELECT * FROM callback_subscription WHERE id > $1 AND owner = $3 ORDER BY id LIMIT $2";
+pub(in super::super) const PAGE: &str = page!("id > $1");
+
+pub(in super::super) const PAGE_OF_OWNER: &str = page!("id > $1 AND owner = $4");
 
 /// What several lines refer to, read once. Nothing is asked for unless a line refers to something.
 #[derive(Default)]
@@ -140,12 +151,19 @@ pub(in super::super) async fn subscriptions(
     let after = asked.after.map_or_else(Uuid::nil, |id| uuid(id.0));
     let page = query(if asked.owner.is_some() { PAGE_OF_OWNER } else { PAGE });
     let page = page.bind(after).bind(i64::try_from(asked.limit).unwrap_or(i64::MAX));
-    let lines = match &asked.owner {
+    let page = page.bind(i64::try_from(SubscriptionQuery::BYTES).unwrap_or(i64::MAX));
+    let mut lines = match &asked.owner {
         Some(owner) => page.bind(text::stored(owner)).fetch_all(pool).await?,
         None => page.fetch_all(pool).await?,
     };
     // One that cannot be read is passed over, and the page after it is there all the same.
-    let last = lines.last().filter(|_| lines.len() == asked.limit);
+    let mut bytes = 0;
+    for line in &lines {
+        bytes += line.try_get::<&[u8], _>("detail")?.len();
+    }
+    // Those of a join come in any order.
+    lines.sort_by_cached_key(|line| line.try_get::<Uuid, _>("id").ok());
+    let last = lines.last().filter(|_| lines.len() == asked.limit || bytes >= SubscriptionQuery::BYTES);
     let next =
         last.map(|line| Ok::<_, Error>(Cursor { since: Micros(line.try_get("created_at")?), id: task_id(line)? }));
     let readable = |line| {

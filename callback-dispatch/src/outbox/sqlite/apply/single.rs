@@ -84,7 +84,7 @@ impl Rows {
             Write::Result { .. } | Write::Settle(_) => unreachable!("comes in numbers"),
             Write::Insert(row) => self.insert_once(connection, row).await,
             Write::Publish(event) => Ok(Written::Count(self.fan_out(connection, event).await?)),
-            Write::Subscribe(row) => self.subscribe(connection, row).await,
+            Write::Subscribe { row, limit } => self.subscribe(connection, row, *limit).await,
             Write::ChangeSubscription(row) => self.change_subscription(connection, row).await,
             Write::EndSubscription { id, end, now } => end_subscription(connection, *id, *end, *now).await,
             Write::Confirm { id } => {

@@ -160,6 +160,7 @@ async fn those_who_want_an_event_are_found_by_their_index() {
     .await;
     let of_owner = "SEARCH callback_subscription USING INDEX callback_subscription_owner (owner=? AND id>?)";
     check(&pool, read::PAGE_OF_OWNER, of_owner).await;
+    check(&pool, IS_FULL, "COVERING INDEX callback_subscription_live (owner=? AND expires>?)").await;
 }
 
 /// That of two results of one run that share a transaction one counts, and is what is kept.
