@@ -127,7 +127,7 @@ CREATE TABLE callback_subscription (
 
 CREATE INDEX callback_subscription_owner ON callback_subscription (owner, id);
 -- Those of an owner that count.
-CREATE INDEX callback_subscription_live ON callback_subscription (owner, expires) WHERE ended IS NULL;
+CREATE INDEX callback_subscription_live ON callback_subscription (owner, expires, ended) WHERE ended IS NULL;
 CREATE INDEX callback_subscription_address ON callback_subscription (address) WHERE ended IS NULL;
 CREATE INDEX callback_subscription_spent ON callback_subscription (id) WHERE spent AND ended IS NULL;
 CREATE INDEX callback_subscription_ended ON callback_subscription (ended_at) WHERE ended IS NOT NULL;
