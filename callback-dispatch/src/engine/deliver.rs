@@ -88,6 +88,10 @@ impl Engine {
             return;
         };
 
+        if matches!(&answer, Err(error) if error.kind() == ErrorKind::Gone) {
+            // Before the row ends: one for one event is over by then, and would be completed.
+            self.end_once(&row, SubscriptionEnd::Gone).await;
+        }
         let number = row.attempts.saturating_add(1);
         // A clock that leapt ahead meanwhile is not believed yet: it may be set back, and the retry be due hours later.
         let answered = self.now().min(now.after(begun.elapsed()));
@@ -141,7 +145,7 @@ impl Engine {
                     if row.order.is_some() {
                         self.look_again();
                     }
-                    self.complete_once(&row).await;
+                    self.end_once(&row, SubscriptionEnd::Completed).await;
                     if let (Some(dsn), Err(error)) = (&row.dsn, &answer) {
                         let (id, destination, kind) = (row.id, dsn.destination(), error.kind());
                         self.notices.raise(&Notice::Dead { id, destination, kind, attempts: number });
@@ -190,10 +194,10 @@ impl Engine {
         }
     }
 
-    /// Ends a subscription for one event, which is over.
-    async fn complete_once(&self, row: &Row) {
+    /// Ends a subscription for one event, which is over; the first end counts.
+    pub(super) async fn end_once(&self, row: &Row, end: SubscriptionEnd) {
         if let Some(subscribed) = row.subscribed.as_ref().filter(|it| it.to.once && it.to.ended.is_none()) {
-            let (id, end) = (subscribed.to.id, SubscriptionEnd::Completed);
+            let id = subscribed.to.id;
             let _ = self.write_until_stored(Write::EndSubscription { id, end, now: self.now() }).await;
         }
     }

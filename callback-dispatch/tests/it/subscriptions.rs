@@ -21,6 +21,7 @@ on_each_outbox!(
     one_that_is_paused_misses_what_happens_meanwhile,
     a_lease_that_is_over_ends_it_and_one_that_is_renewed_does_not,
     a_dsn_that_is_gone_ends_its_subscriptions,
+    one_for_one_event_that_is_answered_gone_ends_so,
     what_waits_for_a_cancelled_one_is_not_attempted,
     what_a_cancelled_one_has_in_hand_is_not_attempted,
     an_ordered_one_gets_its_events_numbered_and_in_order,
@@ -183,6 +184,21 @@ async fn a_dsn_that_is_gone_ends_its_subscriptions(home: Home) {
             break;
         }
     }
+}
+
+async fn one_for_one_event_that_is_answered_gone_ends_so(home: Home) {
+    let sink = MemorySink::new();
+    sink.fail("gone", SinkError::gone("no more"));
+    let dispatcher = start(home.builder().await.sink(sink)).await;
+    let once = create(&dispatcher, to("gone").once()).await;
+    publish(&dispatcher, happened("x")).await;
+    let end = loop {
+        if let SubscriptionState::Ended(end) = state(&dispatcher, &once).await {
+            break end;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(end, SubscriptionEnd::Gone);
 }
 
 async fn what_waits_for_a_cancelled_one_is_not_attempted(home: Home) {
