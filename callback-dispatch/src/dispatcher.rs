@@ -11,7 +11,7 @@ use crate::{
     lane::{Bounds, Lanes, OpenBreaker, Pool},
     measure,
     notice::Notices,
-    outbox::{Store, Write, Written, write},
+    outbox::{Store, Write, Written},
     outcome::OutcomeKind,
     state,
 };
@@ -196,16 +196,19 @@ impl Dispatcher {
     ///
     /// # Errors
     /// When it is over, unknown, or the outbox failed.
+    ///
+    /// # Cancellation
+    /// If the future is dropped, the task may be cancelled all the same.
     pub async fn cancel(&self, id: TaskId) -> Result<(), EndError> {
         let engine = self.engine();
-        match write(&*engine.store, Write::Cancel { id, now: engine.now() }).await? {
-            Written::Done => {
-                engine.drop_task(id);
-                engine.ended(id);
-                // It may have held back others of its ordering key.
-                engine.look_again();
-                Ok(())
-            }
+        let cancelled = move |engine: &Engine| {
+            engine.drop_task(id);
+            engine.ended(id);
+            // It may have held back others of its ordering key.
+            engine.look_again();
+        };
+        match engine.write_then(Write::Cancel { id, now: engine.now() }, cancelled).await? {
+            Written::Done => Ok(()),
             Written::Unknown => Err(EndError::Unknown),
             _ => Err(EndError::Ended),
         }
@@ -217,6 +220,9 @@ impl Dispatcher {
     ///
     /// # Errors
     /// When it is over, unknown, cannot be sent, or the outbox failed. A deferred outcome is no end: [`EndError::Ended`].
+    ///
+    /// # Cancellation
+    /// If the future is dropped, the work may have ended all the same.
     pub async fn complete(&self, id: TaskId, outcome: Outcome) -> Result<(), EndError> {
         let engine = self.engine();
         loop {
@@ -230,12 +236,14 @@ impl Dispatcher {
             // It is delivered from the store: whoever completes work elsewhere does not wait for its delivery.
             let (token, order, events) = (row.token, row.order, Vec::new());
             let step = Write::Result { id, token, to, held: false, now, result, order, events };
-            if let Written::Done = write(&*engine.store, step).await? {
+            let completed = move |engine: &Engine| {
                 engine.drop_run(&row);
                 if to.is_ended() {
                     engine.ended(id);
                 }
                 engine.look_again();
+            };
+            if let Written::Done = engine.write_then(step, completed).await? {
                 return Ok(());
             }
             // It has ended meanwhile, or was claimed, which is no end.

@@ -19,7 +19,7 @@ pub(crate) use expire::Expiring;
 pub(crate) use outage::Outage;
 
 use crate::{
-    Clock, Handler, Interrupted, Profile, SubscriptionId, Validator, WorkerError,
+    Clock, Handler, Interrupted, OutboxError, Profile, SubscriptionId, Validator, WorkerError,
     clock::Micros,
     lane::{Lanes, OpenLane, Pool, Slot},
     notice::Notices,
@@ -359,6 +359,24 @@ impl Engine {
                 () = sleep(wait) => wait = (wait * 2).min(LONGEST_WAIT),
             }
         }
+    }
+
+    /// Stores a write; what follows from it happens where that is known, though the caller may have given up.
+    pub(crate) async fn write_then(
+        self: &Arc<Self>,
+        write: Write,
+        then: impl FnOnce(&Self) + Send + 'static,
+    ) -> Result<Written, OutboxError> {
+        let (sender, receiver) = oneshot::channel();
+        let engine = Arc::clone(self);
+        let done = Box::new(move |result: Result<Written, OutboxError>| {
+            if matches!(result, Ok(Written::Done)) {
+                then(&engine);
+            }
+            let _ = sender.send(result);
+        });
+        self.store.submit(write, done)?;
+        receiver.await.unwrap_or_else(|_| Err(OutboxError::unknown("the outbox was closed")))
     }
 
     /// Wakes the claiming loop.

@@ -136,12 +136,7 @@ pub(crate) type Done = Box<dyn FnOnce(Result<Written, OutboxError>) + Send>;
 pub(crate) async fn write(store: &dyn Store, write: Write) -> Result<Written, OutboxError> {
     let (sender, receiver) = oneshot::channel();
     let done = Box::new(move |result| drop(sender.send(result)));
-    store.submit(write, done).map_err(|refused| {
-        OutboxError::not_stored(match refused {
-            NotQueued::Full => "too many writes are waiting",
-            NotQueued::Closed => "the outbox is closed",
-        })
-    })?;
+    store.submit(write, done)?;
     receiver.await.unwrap_or_else(|_| Err(OutboxError::unknown("the outbox was closed")))
 }
 
@@ -183,6 +178,8 @@ pub(crate) enum Write {
     Confirm {
         id: TaskId,
     },
+    /// The same for an event that was published: `Done` if it is stored. What nobody wants never is.
+    ConfirmEvent(Arc<FanOut>),
     /// A result, and the events that were published with it, if the row is open and the token is current.
     Result {
         id: TaskId,
@@ -369,6 +366,15 @@ impl Written {
 pub(crate) enum NotQueued {
     Closed,
     Full,
+}
+
+impl From<NotQueued> for OutboxError {
+    fn from(refused: NotQueued) -> Self {
+        Self::not_stored(match refused {
+            NotQueued::Full => "too many writes are waiting",
+            NotQueued::Closed => "the outbox is closed",
+        })
+    }
 }
 
 /// An outbox that did not do what was asked.

@@ -527,6 +527,9 @@ impl Subscriptions {
     ///
     /// # Errors
     /// When there is none, it has ended, or the outbox failed.
+    ///
+    /// # Cancellation
+    /// If the future is dropped, it may be cancelled all the same.
     pub async fn cancel(&self, id: SubscriptionId) -> Result<(), ChangeError> {
         self.0.cancel_subscription(id).await
     }

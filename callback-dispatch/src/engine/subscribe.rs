@@ -123,18 +123,15 @@ impl Engine {
         Violations::all(found)
     }
 
-    pub(crate) async fn cancel_subscription(&self, id: SubscriptionId) -> Result<(), ChangeError> {
+    pub(crate) async fn cancel_subscription(self: &Arc<Self>, id: SubscriptionId) -> Result<(), ChangeError> {
         let row = self.store.subscription(id).await?.ok_or(ChangeError::Unknown)?;
         let now = self.now();
         if row.expires <= now {
             return Err(ChangeError::Ended);
         }
         let end = Write::EndSubscription { id, end: SubscriptionEnd::Cancelled, now };
-        match write(&*self.store, end).await? {
-            Written::Done => {
-                self.leave_all_of(id);
-                Ok(())
-            }
+        match self.write_then(end, move |engine| engine.leave_all_of(id)).await? {
+            Written::Done => Ok(()),
             Written::Unknown => Err(ChangeError::Unknown),
             _ => Err(ChangeError::Ended),
         }

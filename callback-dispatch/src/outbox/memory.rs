@@ -271,6 +271,10 @@ impl State {
                     Written::Unknown
                 }
             }
+            Write::ConfirmEvent(event) => {
+                let mut deliveries = self.subscriptions.values().map(|row| event.delivery(row));
+                if deliveries.any(|id| self.by_id.contains_key(&id)) { Written::Done } else { Written::Unknown }
+            }
             Write::Result { id, token, to, held, now, result, order: _, events } => {
                 let written = self.change(
                     id,

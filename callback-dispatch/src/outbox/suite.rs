@@ -52,6 +52,7 @@ const CLAUSES: &[(&str, Clause)] = clauses![
     what_is_not_over_in_time_expires,
     what_ended_long_ago_is_deleted,
     what_is_confirmed_is_stored_and_what_is_not_never_was,
+    an_event_that_is_confirmed_is_stored_and_what_nobody_wants_never_is,
     what_a_claim_took_is_given_back_unless_it_went_on,
     a_claim_takes_what_there_is_room_for_and_one_at_least,
     breakers_of_long_ago_are_deleted,
@@ -791,6 +792,24 @@ async fn deliveries_of_an_event_share_it_and_have_ids_of_their_own(store: &dyn S
     assert_eq!(replayed.dsn, claimed[0].dsn);
 }
 
+async fn an_event_that_is_confirmed_is_stored_and_what_nobody_wants_never_is(store: &dyn Store) {
+    let confirm = async |event: &FanOut| match write(store, Write::ConfirmEvent(Arc::new(event.clone()))).await {
+        Ok(Written::Done) => true,
+        Ok(Written::Unknown) => false,
+        other => panic!("{other:?}"),
+    };
+    let [unwanted, lost, stored] = [(); 3].map(|()| to_all("a.b", None));
+    assert_eq!(publish(store, &unwanted).await, 0);
+    assert!(!confirm(&unwanted).await);
+    subscribe(store, &subscription(DSN)).await;
+    assert!(!confirm(&lost).await);
+    assert_eq!(publish(store, &stored).await, 1);
+    assert!(confirm(&stored).await);
+    assert_eq!(claim(store).await.len(), 1);
+    assert_eq!(publish(store, &lost).await, 1, "its id is free");
+    assert!(confirm(&lost).await);
+}
+
 async fn one_for_one_event_gets_one(store: &dyn Store) {
     let row = SubscriptionRow { once: true, ..subscription(DSN) };
     subscribe(store, &row).await;
@@ -1031,6 +1050,7 @@ enum Fault {
     ExpiresEverything,
     DeletesTooEarly,
     ConfirmsEverything,
+    ConfirmsEvents,
     GivesNothingBack,
     IgnoresSizes,
     KeepsBreakers,
@@ -1081,6 +1101,7 @@ const BROKEN: &[(Fault, &str)] = &[
     (Fault::IgnoresSizes, "a_claim_takes_what_there_is_room_for_and_one_at_least"),
     (Fault::GivesNothingBack, "what_a_claim_took_is_given_back_unless_it_went_on"),
     (Fault::ConfirmsEverything, "what_is_confirmed_is_stored_and_what_is_not_never_was"),
+    (Fault::ConfirmsEvents, "an_event_that_is_confirmed_is_stored_and_what_nobody_wants_never_is"),
     (Fault::KeepsBreakers, "breakers_of_long_ago_are_deleted"),
     (Fault::LosesSubscriptions, "a_subscription_is_kept_as_it_was_stored"),
     (Fault::IgnoresRevisions, "a_change_counts_if_nobody_else_changed_it"),
@@ -1124,6 +1145,7 @@ impl Broken {
             | (Fault::ReplaysNothing, Write::Replay { .. })
             | (Fault::DefersNothing, Write::Defer { .. })
             | (Fault::GivesNothingBack, Write::GiveBack { .. })
+            | (Fault::ConfirmsEvents, Write::ConfirmEvent(_))
             | (Fault::ConfirmsEverything, Write::Confirm { .. }) => return None,
             (Fault::ForgetsHolders, Write::Insert(row)) => {
                 Write::Insert(Arc::new(Row { held: false, ..Row::clone(&row) }))

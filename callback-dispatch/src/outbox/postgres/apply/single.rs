@@ -120,7 +120,8 @@ pub(super) async fn single(connection: &mut PgConnection, by: By<'_>, write: &Wr
         Write::Subscribe { row, limit } => subscribe(connection, by, row, *limit).await,
         Write::ChangeSubscription(row) => change_subscription(connection, by, row).await,
         Write::EndSubscription { id, end, now } => end_subscription(connection, *id, *end, *now).await,
-        Write::Confirm { id } => confirm(connection, *id).await,
+        Write::Confirm { id } => confirm(connection, CONFIRM, *id).await,
+        Write::ConfirmEvent(event) => confirm(connection, CONFIRM_EVENT, event.id).await,
         Write::Defer { id, token, events } => {
             let sql = "UPDATE callback_outbox SET stage = 2, holder = NULL, due = $1 \
                        WHERE id = $2 AND token = $3 AND stage <= 1";
@@ -219,14 +220,19 @@ pub(super) async fn single(connection: &mut PgConnection, by: By<'_>, write: &Wr
     }
 }
 
+const CONFIRM: &str = "\
+    INSERT INTO callback_outbox (id, stage, token, due, attempts, starts, accepted_at, first_due, expires) \
+    VALUES ($1, 13, 0, 0, 0, 0, 0, 0, 0) ON CONFLICT (id) DO NOTHING";
+
+const CONFIRM_EVENT: &str =
+    "INSERT INTO callback_payload (id, head, body) VALUES ($1, '', '') ON CONFLICT (id) DO NOTHING";
+
 /// The transaction of a row that nobody sees may be open still, its connection lost in the commit: whoever stores the same
 /// id waits for it. That is tried for a moment, so that no other write waits for long.
-async fn confirm(connection: &mut PgConnection, id: TaskId) -> Result<Written, Error> {
+async fn confirm(connection: &mut PgConnection, insert: &'static str, id: TaskId) -> Result<Written, Error> {
     let mut tried = connection.begin().await?;
     query("SET LOCAL lock_timeout = 50").execute(&mut *tried).await?;
-    let sql = "INSERT INTO callback_outbox (id, stage, token, due, attempts, starts, accepted_at, first_due, expires) \
-               VALUES ($1, 13, 0, 0, 0, 0, 0, 0, 0) ON CONFLICT (id) DO NOTHING";
-    let inserted = query(sql).bind(uuid(id)).execute(&mut *tried).await;
+    let inserted = query(insert).bind(uuid(id)).execute(&mut *tried).await;
     tried.rollback().await?;
     match inserted {
         Ok(inserted) if inserted.rows_affected() == 0 => Ok(Written::Done),

@@ -100,6 +100,17 @@ impl Rows {
                 query("DELETE FROM callback_outbox WHERE id = ?").bind(id).execute(connection).await?;
                 Ok(Written::Unknown)
             }
+            Write::ConfirmEvent(event) => {
+                // As above.
+                let write =
+                    "INSERT INTO callback_payload (id, head, body) VALUES (?, '', x'') ON CONFLICT (id) DO NOTHING";
+                let id = &event.id.as_bytes()[..];
+                if query(write).bind(id).execute(&mut *connection).await?.rows_affected() == 0 {
+                    return Ok(Written::Done);
+                }
+                query("DELETE FROM callback_payload WHERE id = ?").bind(id).execute(connection).await?;
+                Ok(Written::Unknown)
+            }
             Write::Defer { id, token, events } => {
                 let sql = "UPDATE callback_outbox SET stage = 2, held = 0, due = ? \
                            WHERE id = ? AND token = ? AND stage <= 1";
