@@ -6,7 +6,7 @@ use crate::{
     AcceptError, Bare, Clock, DeadLetters, EndError, Event, Health, Interrupted, Lane, Notice, Outbox, OutboxError,
     Outcome, Profile, Refusal, StartError, Subscriptions, SystemClock, Task, Validator, WorkerBuilder,
     clock::Micros,
-    engine::{Engine, Expiring, Outage},
+    engine::{Consents, Engine, Expiring, Outage},
     failpoint,
     lane::{Bounds, Lanes, OpenBreaker, Pool},
     measure,
@@ -15,7 +15,7 @@ use crate::{
     outcome::OutcomeKind,
     state,
 };
-use callback_core::{Destination, Dsn, DsnError, Keys, Message, MessageId, Schedule, Sink, TaskId};
+use callback_core::{Consent, Destination, Dsn, DsnError, Keys, Message, MessageId, Schedule, Sink, TaskId};
 use std::{
     collections::HashMap,
     fmt,
@@ -97,6 +97,8 @@ impl Dispatcher {
             validators: Vec::new(),
             body_limit: 1 << 20,
             subscription_limit: 10_000,
+            consents: Vec::new(),
+            consent_age: Duration::from_secs(24 * 60 * 60),
             memory: 64 << 20,
             accepting: 64 << 20,
             in_flight: 512,
@@ -356,6 +358,8 @@ pub struct DispatcherBuilder {
     validators: Vec<Arc<dyn Validator>>,
     body_limit: usize,
     subscription_limit: usize,
+    consents: Vec<Arc<dyn Consent>>,
+    consent_age: Duration,
     memory: usize,
     accepting: usize,
     in_flight: usize,
@@ -455,6 +459,24 @@ impl DispatcherBuilder {
         self
     }
 
+    /// Asks each destination of its schemes whether it lets us send there, before the first message. Default: nobody is asked.
+    ///
+    /// Of one that does not consent nothing is delivered: each attempt fails as
+    /// [`Unauthorized`](callback_core::ErrorKind::Unauthorized), is made again by the schedule, and asks again, but for what
+    /// follows such an answer to the same Dsn within 5 s. The consent of a destination (scheme, host and port) is stored, is for
+    /// all its Dsns, and is asked for again after [`consent_age`](Self::consent_age). How many requests it allows, all callers
+    /// together keep; of several processes on a database each does by itself.
+    pub fn consent(mut self, consent: impl Consent) -> Self {
+        self.consents.push(Arc::new(consent));
+        self
+    }
+
+    /// Sets after how long a destination that has consented is asked again. Default 24 h.
+    pub const fn consent_age(mut self, time: Duration) -> Self {
+        self.consent_age = time;
+        self
+    }
+
     /// Limits requests, results and events, in bytes. Default 1 MiB.
     pub const fn body_limit(mut self, bytes: usize) -> Self {
         self.body_limit = bytes;
@@ -517,6 +539,14 @@ impl DispatcherBuilder {
                 }
             }
         }
+        let mut consents = Consents { by_scheme: HashMap::new(), age: self.consent_age };
+        for consent in self.consents {
+            for scheme in consent.schemes() {
+                if consents.by_scheme.insert((*scheme).to_owned(), Arc::clone(&consent)).is_some() {
+                    return Err(StartError::ConsentTaken((*scheme).to_owned()));
+                }
+            }
+        }
         let mut profiles: HashMap<String, Arc<dyn Profile>> = HashMap::new();
         for profile in self.profiles {
             let name = profile.name().to_owned();
@@ -560,6 +590,7 @@ impl DispatcherBuilder {
             body_limit: self.body_limit,
             subscription_limit: self.subscription_limit,
             lanes: Lanes::new(bounds, &wake),
+            consents,
             notices: self.notices,
             expiring: Expiring::default(),
             outage: Outage::default(),

@@ -3,6 +3,7 @@
 mod accept;
 mod attempt;
 mod claim;
+mod consent;
 mod deliver;
 mod expire;
 #[cfg(test)]
@@ -15,6 +16,7 @@ mod sweep;
 mod unknown;
 mod waiter;
 
+pub(crate) use consent::Consents;
 pub(crate) use expire::Expiring;
 pub(crate) use outage::Outage;
 
@@ -73,6 +75,7 @@ pub(crate) struct Engine {
     /// How many subscriptions an owner may have.
     pub(crate) subscription_limit: usize,
     pub(crate) lanes: Lanes,
+    pub(crate) consents: Consents,
     pub(crate) notices: Notices,
     /// Bytes of rows in memory.
     pub(crate) memory: Arc<Pool>,

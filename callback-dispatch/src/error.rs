@@ -67,6 +67,9 @@ pub enum AcceptError {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
+    /// Two ask the destinations of one scheme for their consent.
+    #[error("two ask for consent by the scheme {0}")]
+    ConsentTaken(String),
     /// Another dispatcher has the outbox. That of a file is waited for: for a second, in which one that was dropped lets go.
     #[error("another dispatcher has this outbox")]
     Locked(#[source] OutboxError),

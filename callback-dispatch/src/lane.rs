@@ -1,9 +1,11 @@
 //! Bounds between destinations, so that a slow one costs the others nothing.
 
+mod consent;
 mod health;
 mod pool;
 mod rate;
 
+pub(crate) use consent::{HostConsent, StoredConsent};
 pub(crate) use health::{Breaker, Sign};
 pub(crate) use pool::{Pool, Slot};
 pub(crate) use rate::Rate;
@@ -174,6 +176,7 @@ impl<K, V> Known<K, V> {
 pub(crate) struct Host {
     pub(crate) attempts: Semaphore,
     pub(crate) rate: Option<Rate>,
+    pub(crate) consent: HostConsent,
 }
 
 #[derive(Debug)]
@@ -262,10 +265,11 @@ impl Lanes {
         if let Some(host) = hosts.all.get(destination) {
             return Arc::clone(host);
         }
-        hosts.make_room(|host| Arc::strong_count(host) > 1);
+        let now = Instant::now();
+        hosts.make_room(|host| Arc::strong_count(host) > 1 || host.consent.is_in_use(now));
         let in_flight = self.bounds.host_in_flight.max(lane).min(Semaphore::MAX_PERMITS);
         let rate = Rate::new(self.bounds.host_per_second);
-        let host = Arc::new(Host { attempts: Semaphore::new(in_flight), rate });
+        let host = Arc::new(Host { attempts: Semaphore::new(in_flight), rate, consent: HostConsent::default() });
         hosts.all.insert(destination.clone(), Arc::clone(&host));
         host
     }

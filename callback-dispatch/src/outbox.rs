@@ -18,12 +18,12 @@ use crate::{AcceptError, transaction::Connection};
 use crate::{
     clock::Micros,
     dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
-    lane::{LaneKey, OpenBreaker},
+    lane::{LaneKey, OpenBreaker, StoredConsent},
     row::{FailedRow, Order, Published, Row, Stage, Stored},
     subscription::{FanOut, SubscriptionEnd, SubscriptionId, SubscriptionQuery, SubscriptionRow},
 };
 use async_trait::async_trait;
-use callback_core::{BoxError, Dsn, ErrorKind, TaskId};
+use callback_core::{BoxError, Destination, Dsn, ErrorKind, TaskId};
 use std::{error::Error, fmt, sync::Arc};
 use tokio::sync::oneshot;
 
@@ -102,6 +102,9 @@ pub(crate) trait Store: fmt::Debug + Send + Sync + 'static {
 
     /// The breakers that were open when last heard of; what cannot be read is left out.
     async fn breakers(&self) -> Result<Vec<OpenBreaker>, OutboxError>;
+
+    /// What is stored of a destination's consent, whether it counts still or not.
+    async fn consent(&self, destination: &Destination) -> Result<Option<StoredConsent>, OutboxError>;
 
     /// A page of dead letters; what cannot be read is left out of it.
     async fn dead_letters(&self, query: &DeadLetterQuery) -> Result<Page<DeadLetter>, OutboxError>;
@@ -232,7 +235,7 @@ pub(crate) enum Write {
         limit: usize,
     },
     /// Deletes what has ended before then, but for dead rows, and subscriptions that a row is left of; what has an
-    /// idempotency key has a time of its own, and so have breakers. Ends the subscriptions that have got the one event that they
+    /// idempotency key has a time of its own, and so have breakers, which consents share. Ends the subscriptions that have got the one event that they
     /// may get, and have no open row of it left, however that ended.
     Clean {
         now: Micros,
@@ -258,6 +261,8 @@ pub(crate) enum Write {
     PullIn(PullIn),
     OpenBreaker(OpenBreaker),
     CloseBreaker(LaneKey),
+    /// What a destination said, in place of what it said before.
+    Consent(StoredConsent),
     /// Gives back what a dead process held.
     Recover,
     /// A change of what is sealed by which key.

@@ -19,6 +19,8 @@ struct Places<'a> {
     _host: SemaphorePermit<'a>,
     _doubtful: Option<SemaphorePermit<'a>>,
     _all: SemaphorePermit<'a>,
+    /// The rate that the destination allows, as far as it was known.
+    allowed: Option<Arc<Rate>>,
 }
 
 impl Engine {
@@ -66,7 +68,7 @@ impl Engine {
         let attempt = tokio::select! {
             biased;
             () = self.closed.cancelled() => None,
-            answer = self.attempt(&row, result, now) => Some(answer),
+            answer = self.attempt(&row, result, &lane, places.allowed.as_ref(), now) => answer,
         };
         let attempt = attempt.map(|Answer { sign, result }| {
             measure::attempted(&row, result.as_ref(), begun.elapsed());
@@ -83,8 +85,11 @@ impl Engine {
         };
         drop((places, in_flight));
         let Some(answer) = attempt else {
-            // Whether it was delivered is unknown; the next start tries again.
+            // Whether it was delivered is unknown, and the next start tries again; or the destination allows no more for
+            // now, and it waits for its turn.
             self.release(&row).await;
+            drop(place);
+            self.look_again();
             return;
         };
 
@@ -161,8 +166,9 @@ impl Engine {
     /// Waits for all that an attempt needs; none if the lane is closed.
     async fn places<'a>(&'a self, lane: &'a Arc<OpenLane>) -> Option<Places<'a>> {
         let permit = lane.enter().await?;
-        let rates = || lane.rate.iter().chain(&lane.host.rate);
         loop {
+            let allowed = lane.host.consent.rate();
+            let rates = || lane.rate.iter().chain(&lane.host.rate).chain(allowed.as_deref());
             for rate in rates() {
                 if lane.closed_until(Instant::now()).is_some() {
                     return None;
@@ -179,7 +185,7 @@ impl Engine {
             }
             // Last, so that those who waited for the others do not all begin at once. Who is too soon holds nothing up.
             if Rate::take(rates(), now) {
-                return Some(Places { _lane: permit, _host: host, _doubtful: doubtful, _all: all });
+                return Some(Places { _lane: permit, _host: host, _doubtful: doubtful, _all: all, allowed });
             }
         }
     }

@@ -6,13 +6,13 @@ use crate::{
     MemoryOutbox, Outbox, OutboxError, SubscriptionId, SubscriptionQuery,
     clock::Micros,
     dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
-    lane::OpenBreaker,
+    lane::{OpenBreaker, StoredConsent},
     outbox::{Done, Erase, Erased, Lease, NotQueued, Store, Write},
     row::Row,
     subscription::SubscriptionRow,
 };
 use async_trait::async_trait;
-use callback_core::TaskId;
+use callback_core::{Destination, TaskId};
 use std::{
     fmt,
     sync::{
@@ -196,6 +196,10 @@ impl Store for Faulty {
 
     async fn breakers(&self) -> Result<Vec<OpenBreaker>, OutboxError> {
         self.inner.breakers().await
+    }
+
+    async fn consent(&self, destination: &Destination) -> Result<Option<StoredConsent>, OutboxError> {
+        self.inner.consent(destination).await
     }
 
     async fn dead_letters(&self, query: &DeadLetterQuery) -> Result<Page<DeadLetter>, OutboxError> {

@@ -8,12 +8,12 @@ use crate::{AcceptError, subscription::FanOut, transaction::Connection};
 use crate::{
     clock::Micros,
     dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
-    lane::{LaneKey, OpenBreaker},
+    lane::{LaneKey, OpenBreaker, StoredConsent},
     row::{FailedRow, Idempotency, OrderKey, Row, Stage, Stored},
     subscription::{SubscriptionEnd, SubscriptionId, SubscriptionQuery, SubscriptionRow},
 };
 use async_trait::async_trait;
-use callback_core::{Dsn, ErrorKind, TaskId};
+use callback_core::{Destination, Dsn, ErrorKind, TaskId};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     fmt,
@@ -46,6 +46,7 @@ struct State {
     /// The messages of each ordering key that hold back the later ones.
     turns: HashMap<OrderKey, BTreeMap<u64, u64>>,
     breakers: HashMap<LaneKey, OpenBreaker>,
+    consents: HashMap<Destination, StoredConsent>,
     subscriptions: BTreeMap<SubscriptionId, Arc<SubscriptionRow>>,
     /// Pending rows that expire, by when they do.
     expiring: BTreeSet<(Micros, u64)>,
@@ -337,6 +338,7 @@ impl State {
             Write::Expire { now, limit } => Written::Ended(self.expire(now, limit)),
             Write::Clean { now, before, keyed_before, breakers_before, limit } => {
                 self.breakers.retain(|_, open| open.until >= breakers_before);
+                self.consents.retain(|_, consent| consent.until >= breakers_before);
                 let rows = self.clean(before, keyed_before, limit);
                 let spent = self.end_spent(now, limit);
                 Written::Count(rows.max(spent).max(self.clean_subscriptions(before, limit)))
@@ -351,6 +353,10 @@ impl State {
             }
             Write::CloseBreaker(lane) => {
                 self.breakers.remove(&lane);
+                Written::Done
+            }
+            Write::Consent(consent) => {
+                self.consents.insert(consent.destination.clone(), consent);
                 Written::Done
             }
             Write::Recover => self.recover(),
@@ -600,6 +606,10 @@ impl Store for MemoryOutbox {
 
     async fn breakers(&self) -> Result<Vec<OpenBreaker>, OutboxError> {
         Ok(self.state().breakers.values().cloned().collect())
+    }
+
+    async fn consent(&self, destination: &Destination) -> Result<Option<StoredConsent>, OutboxError> {
+        Ok(self.state().consents.get(destination).cloned())
     }
 
     async fn dead_letters(&self, query: &DeadLetterQuery) -> Result<Page<DeadLetter>, OutboxError> {

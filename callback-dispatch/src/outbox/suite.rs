@@ -7,16 +7,16 @@ use crate::{
     AcceptError,
     clock::Micros,
     dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
-    lane::{LaneKey, OpenBreaker},
+    lane::{LaneKey, OpenBreaker, StoredConsent},
     row::{FailedRow, Order, OrderKey, Published, Request, Row, Stage, Stored},
     subscription::{Detail, FanOut, KeptSecret, SubscriptionEnd, SubscriptionId, SubscriptionQuery, SubscriptionRow},
     transaction::Connection,
     work::Context,
 };
 use async_trait::async_trait;
-use callback_core::{Dsn, ErrorKind, Message, Payload, TaskId};
+use callback_core::{Destination, Dsn, ErrorKind, Message, Payload, TaskId};
 use futures_util::{FutureExt, future::BoxFuture};
-use std::{collections::BTreeSet, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, num::NonZeroU32, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 /// A clause: it panics on an outbox that does not keep it.
 type Clause = for<'a> fn(&'a dyn Store) -> BoxFuture<'a, ()>;
@@ -56,6 +56,7 @@ const CLAUSES: &[(&str, Clause)] = clauses![
     what_a_claim_took_is_given_back_unless_it_went_on,
     a_claim_takes_what_there_is_room_for_and_one_at_least,
     breakers_of_long_ago_are_deleted,
+    a_consent_is_kept_until_it_was_over_long_ago,
     a_subscription_is_kept_as_it_was_stored,
     a_change_counts_if_nobody_else_changed_it,
     the_first_end_of_a_subscription_wins,
@@ -559,6 +560,29 @@ async fn breakers_of_long_ago_are_deleted(store: &dyn Store) {
     assert_eq!(kept.iter().map(|it| &it.lane).collect::<Vec<_>>(), [&lane(OTHER)]);
 }
 
+async fn a_consent_is_kept_until_it_was_over_long_ago(store: &dyn Store) {
+    let consent = |dsn: &str, per_minute, until| {
+        let destination = dsn.parse::<Dsn>().expect("a Dsn").destination();
+        StoredConsent { destination, per_minute: NonZeroU32::new(per_minute), until }
+    };
+    let (limited, other) = (consent(DSN, 1, NOW), consent(OTHER, 7, Micros(NOW.0 + 1)));
+    let stored = async |of: &StoredConsent| store.consent(&of.destination).await.expect("readable");
+    assert_eq!(stored(&limited).await, None);
+    for said in [&limited, &other] {
+        assert!(done(store, Write::Consent(said.clone())).await);
+        assert_eq!(stored(said).await.as_ref(), Some(said));
+    }
+    let unlimited = consent(DSN, 0, NOW);
+    assert!(done(store, Write::Consent(unlimited.clone())).await);
+    assert_eq!(stored(&limited).await.as_ref(), Some(&unlimited), "the last counts");
+    let clean = |breakers_before| Write::Clean { now: NOW, before: NOW, keyed_before: NOW, breakers_before, limit: 10 };
+    count(store, clean(NOW)).await;
+    assert_eq!(stored(&unlimited).await.as_ref(), Some(&unlimited));
+    count(store, clean(Micros(NOW.0 + 1))).await;
+    assert_eq!(stored(&unlimited).await, None);
+    assert_eq!(stored(&other).await.as_ref(), Some(&other));
+}
+
 fn subscription(dsn: &str) -> SubscriptionRow {
     let detail = Detail { meta: serde_json::json!({ "a": 1 }), profile: Some("hal".into()), ..Detail::default() };
     SubscriptionRow {
@@ -1054,6 +1078,8 @@ enum Fault {
     GivesNothingBack,
     IgnoresSizes,
     KeepsBreakers,
+    KeepsConsents,
+    LosesConsents,
     LosesSubscriptions,
     IgnoresRevisions,
     EndsAgain,
@@ -1103,6 +1129,8 @@ const BROKEN: &[(Fault, &str)] = &[
     (Fault::ConfirmsEverything, "what_is_confirmed_is_stored_and_what_is_not_never_was"),
     (Fault::ConfirmsEvents, "an_event_that_is_confirmed_is_stored_and_what_nobody_wants_never_is"),
     (Fault::KeepsBreakers, "breakers_of_long_ago_are_deleted"),
+    (Fault::KeepsConsents, "a_consent_is_kept_until_it_was_over_long_ago"),
+    (Fault::LosesConsents, "a_consent_is_kept_until_it_was_over_long_ago"),
     (Fault::LosesSubscriptions, "a_subscription_is_kept_as_it_was_stored"),
     (Fault::IgnoresRevisions, "a_change_counts_if_nobody_else_changed_it"),
     (Fault::EndsAgain, "the_first_end_of_a_subscription_wins"),
@@ -1138,6 +1166,7 @@ impl Broken {
         Some(match (self.fault, write) {
             (Fault::LosesInserts, Write::Insert(_))
             | (Fault::ForgetsBreakers, Write::OpenBreaker(_))
+            | (Fault::LosesConsents, Write::Consent(_))
             | (Fault::KeepsHoldersAtRecovery, Write::Recover)
             | (Fault::LosesSubscriptions, Write::Subscribe { .. })
             | (Fault::EndsAgain, Write::EndSubscription { .. })
@@ -1214,7 +1243,7 @@ impl Broken {
                 let before = Micros(before.0 + 1);
                 Write::Clean { now, before, keyed_before: before, breakers_before, limit }
             }
-            (Fault::KeepsBreakers, Write::Clean { now, before, keyed_before, limit, .. }) => {
+            (Fault::KeepsBreakers | Fault::KeepsConsents, Write::Clean { now, before, keyed_before, limit, .. }) => {
                 Write::Clean { now, before, keyed_before, breakers_before: Micros(i64::MIN), limit }
             }
             (Fault::LosesAttempts, Write::Settle(step)) => Write::Settle(Settle { failed: None, ..step }),
@@ -1323,6 +1352,10 @@ impl Store for Broken {
 
     async fn breakers(&self) -> Result<Vec<OpenBreaker>, OutboxError> {
         self.inner.breakers().await
+    }
+
+    async fn consent(&self, destination: &Destination) -> Result<Option<StoredConsent>, OutboxError> {
+        self.inner.consent(destination).await
     }
 
     async fn next_expiry(&self) -> Result<Option<Micros>, OutboxError> {

@@ -98,6 +98,16 @@ CREATE TABLE callback_breaker (
 
 CREATE INDEX callback_breaker_until ON callback_breaker (until);
 
+-- Destinations that let us send to them.
+CREATE TABLE callback_consent (
+    destination TEXT   PRIMARY KEY,
+    -- how many requests; any number if NULL
+    per_minute  BIGINT,
+    until       BIGINT NOT NULL
+);
+
+CREATE INDEX callback_consent_until ON callback_consent (until);
+
 -- The keys that values here are sealed with, each with a proof: nothing, sealed.
 CREATE TABLE callback_seal (
     key   TEXT  PRIMARY KEY,

@@ -89,6 +89,16 @@ CREATE TABLE callback_breaker (
 
 CREATE INDEX callback_breaker_until ON callback_breaker (until);
 
+-- Destinations that let us send to them.
+CREATE TABLE callback_consent (
+    destination TEXT    NOT NULL PRIMARY KEY,
+    -- how many requests; any number if NULL
+    per_minute  INTEGER,
+    until       INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX callback_consent_until ON callback_consent (until);
+
 -- The keys that values here are sealed with, each with a proof: nothing, sealed.
 CREATE TABLE callback_seal (
     key   TEXT NOT NULL PRIMARY KEY,

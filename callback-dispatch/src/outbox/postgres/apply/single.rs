@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     clock::Micros,
-    lane::{LaneKey, OpenBreaker},
+    lane::{LaneKey, OpenBreaker, StoredConsent},
     outbox::{
         PullIn, Write, Written,
         codec::Pair,
@@ -104,6 +104,14 @@ pub(super) const CLEAN_BREAKERS: &str = "\
         SELECT lane FROM callback_breaker WHERE until < $1 ORDER BY until LIMIT $2 FOR UPDATE SKIP LOCKED) \
     DELETE FROM callback_breaker AS b USING old WHERE b.lane = old.lane";
 
+const CONSENT: &str = "INSERT INTO callback_consent (destination, per_minute, until) VALUES ($1, $2, $3) \
+    ON CONFLICT (destination) DO UPDATE SET per_minute = excluded.per_minute, until = excluded.until";
+
+const CLEAN_CONSENTS: &str = "\
+    WITH old AS MATERIALIZED ( \
+        SELECT destination FROM callback_consent WHERE until < $1 ORDER BY until LIMIT $2 FOR UPDATE SKIP LOCKED) \
+    DELETE FROM callback_consent AS c USING old WHERE c.destination = old.destination";
+
 pub(super) const KNOWN: &str = "SELECT id, request FROM callback_outbox WHERE idempotency = $1";
 
 pub(super) const PURGE: &str = "DELETE FROM callback_outbox WHERE stage = 12 AND id = ANY ($1::uuid[]) \
@@ -178,7 +186,9 @@ pub(super) async fn single(connection: &mut PgConnection, by: By<'_>, write: &Wr
             let spent = end_spent(connection, *now, *limit).await?;
             let subscriptions = clean_subscriptions(connection, *before, *limit).await?;
             let clean = query(CLEAN_BREAKERS).bind(breakers_before.0).bind(count(*limit));
-            let breakers = clean.execute(connection).await?.rows_affected();
+            let breakers = clean.execute(&mut *connection).await?.rows_affected();
+            let clean = query(CLEAN_CONSENTS).bind(breakers_before.0).bind(count(*limit));
+            let breakers = breakers.max(clean.execute(connection).await?.rows_affected());
             Ok(Written::Count(breakers.max(spent).max(subscriptions).max(old.len() as u64)))
         }
         Write::Age { lanes, before, now, limit } => age(connection, lanes, *before, *now, *limit).await,
@@ -200,6 +210,11 @@ pub(super) async fn single(connection: &mut PgConnection, by: By<'_>, write: &Wr
         }
         Write::CloseBreaker(lane) => {
             query("DELETE FROM callback_breaker WHERE lane = $1").bind(lane.number()).execute(connection).await?;
+            Ok(Written::Done)
+        }
+        Write::Consent(StoredConsent { destination, per_minute, until }) => {
+            let insert = query(CONSENT).bind(destination.as_str()).bind(per_minute.map(|it| i64::from(it.get())));
+            insert.bind(until.0).execute(connection).await?;
             Ok(Written::Done)
         }
         Write::Claim(asked) => Ok(Written::Claimed(match by.holder {

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     clock::Micros,
-    lane::{LaneKey, OpenBreaker},
+    lane::{LaneKey, OpenBreaker, StoredConsent},
     outbox::{PullIn, Write, Written, codec::Pair, sqlite::read},
 };
 use callback_core::{ErrorKind, TaskId};
@@ -69,6 +69,12 @@ pub(super) const CLEAN_KEYED: &str = "DELETE FROM callback_outbox WHERE seq IN (
 
 pub(super) const CLEAN_BREAKERS: &str = "DELETE FROM callback_breaker \
     WHERE lane IN (SELECT lane FROM callback_breaker WHERE until < ?1 LIMIT ?2)";
+
+const CONSENT: &str = "INSERT INTO callback_consent (destination, per_minute, until) VALUES (?, ?, ?) \
+    ON CONFLICT (destination) DO UPDATE SET per_minute = excluded.per_minute, until = excluded.until";
+
+pub(super) const CLEAN_CONSENTS: &str = "DELETE FROM callback_consent WHERE destination IN ( \
+    SELECT destination FROM callback_consent WHERE until < ?1 LIMIT ?2)";
 
 pub(super) const PURGE: &str = "DELETE FROM callback_outbox \
                      WHERE stage = 12 AND id IN (SELECT unhex(value) FROM json_each(?)) \
@@ -171,6 +177,11 @@ impl Rows {
                 query("DELETE FROM callback_breaker WHERE lane = ?").bind(lane.number()).execute(connection).await?;
                 Ok(Written::Done)
             }
+            Write::Consent(StoredConsent { destination, per_minute, until }) => {
+                let insert = query(CONSENT).bind(destination.as_str()).bind(per_minute.map(|it| i64::from(it.get())));
+                insert.bind(until.0).execute(connection).await?;
+                Ok(Written::Done)
+            }
             Write::Bury { dsn, now, limit } => {
                 end_all_to(connection, dsn, *now).await?;
                 let bury = query(BURY).bind(now.0).bind(ErrorKind::Gone.as_str()).bind(address(dsn));
@@ -191,7 +202,9 @@ impl Rows {
                 let spent = end_spent(connection, *now, *limit).await?;
                 let subscriptions = clean_subscriptions(connection, *before, *limit).await?;
                 let clean = query(CLEAN_BREAKERS).bind(breakers_before.0).bind(count(*limit));
-                let breakers = clean.execute(connection).await?.rows_affected();
+                let breakers = clean.execute(&mut *connection).await?.rows_affected();
+                let clean = query(CLEAN_CONSENTS).bind(breakers_before.0).bind(count(*limit));
+                let breakers = breakers.max(clean.execute(connection).await?.rows_affected());
                 Ok(Written::Count(breakers.max(spent).max(subscriptions).max(old.len() as u64)))
             }
             Write::Claim(claim) => Ok(Written::Claimed(self.claim(connection, claim).await?)),
