@@ -113,7 +113,9 @@ async fn each_destination_is_asked_for_itself_and_each_once_however_many_message
     let ((sink, mut delivered), asked) = (sink(), Asked::consenting());
     let dispatcher = start(paused(sink, &asked)).await;
     for number in 0..20 {
-        publish(&dispatcher, &format!("custom://{}/", number % 2)).await;
+        // Of a caller each, so that they are attempted at once.
+        let event = event(&format!("custom://{}/", number % 2), json!(1)).owner(format!("caller {number}"));
+        dispatcher.publish(event).await.expect("published");
     }
     for _ in 0..20 {
         delivered.recv().await.expect("a delivery");
