@@ -17,7 +17,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 const ORIGIN: &str = "events.example.com";
 
@@ -197,6 +197,6 @@ async fn our_own_receiver_consents() {
     let dispatcher = asking().await;
     let to = handle.url().parse().expect("a Dsn");
     dispatcher.publish(Event::to(to, "a.b", "event")).await.expect("published");
-    let delivery = timeout(PATIENCE, handle.next()).await.expect("it comes").expect("open");
+    let delivery = tokio::time::timeout(PATIENCE, handle.next()).await.expect("it comes").expect("open");
     assert_eq!(delivery.accept().await.expect("direct").body(), "event");
 }
