@@ -4,6 +4,7 @@
 mod amqp;
 mod bare;
 mod dispatch;
+mod fan_out;
 mod isolation;
 #[cfg(feature = "kafka")]
 mod kafka;
@@ -34,6 +35,7 @@ struct Suite {
 /// All suites, in the order in which they run.
 const SUITES: &[Suite] = &[
     Suite { name: "dispatch", run: dispatch::run },
+    Suite { name: "fan_out", run: fan_out::run },
     Suite { name: "isolation", run: isolation::run },
     Suite { name: "scale", run: scale::run },
     Suite { name: "receive", run: receive::run },

@@ -9,6 +9,7 @@ use hyper_util::rt::TokioIo;
 use std::{
     collections::{BTreeSet, HashSet},
     convert::Infallible,
+    io,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
@@ -23,7 +24,7 @@ use tokio::{
 /// Answers 204 to everything, on a thread of its own, and keeps count of what arrived.
 #[derive(Clone)]
 pub(crate) struct Receiver {
-    address: SocketAddr,
+    addresses: Vec<SocketAddr>,
     shared: Arc<Shared>,
 }
 
@@ -63,17 +64,39 @@ const PATIENCE: Duration = Duration::from_secs(300);
 impl Receiver {
     /// Listens on a free port of the loopback interface.
     pub(crate) fn start() -> Result<Self, BoxError> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        listener.set_nonblocking(true)?;
-        let receiver = Self { address: listener.local_addr()?, shared: Arc::default() };
+        Self::listening(1)
+    }
+
+    /// The same on as many ports: as many destinations.
+    pub(crate) fn listening(ports: usize) -> Result<Self, BoxError> {
+        let bind = |_| {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+            listener.set_nonblocking(true)?;
+            Ok::<_, io::Error>(listener)
+        };
+        let listeners = (0..ports).map(bind).collect::<Result<Vec<_>, _>>()?;
+        let addresses = listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
+        let receiver = Self { addresses, shared: Arc::default() };
         let shared = Arc::clone(&receiver.shared);
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        thread::Builder::new().name("receiver".to_owned()).spawn(move || runtime.block_on(serve(listener, shared)))?;
+        let serving = async move {
+            let serving = listeners.into_iter().map(|listener| tokio::spawn(serve(listener, Arc::clone(&shared))));
+            for serving in serving.collect::<Vec<_>>() {
+                let _ = serving.await;
+            }
+        };
+        thread::Builder::new().name("receiver".to_owned()).spawn(move || runtime.block_on(serving))?;
         Ok(receiver)
     }
 
+    /// The URL of the first port.
     pub(crate) fn url(&self) -> String {
-        format!("http://{}/orders/callback", self.address)
+        self.urls().swap_remove(0)
+    }
+
+    /// A URL for each port.
+    pub(crate) fn urls(&self) -> Vec<String> {
+        self.addresses.iter().map(|address| format!("http://{address}/orders/callback")).collect()
     }
 
     /// Begins a round of as many messages, each with an id of its own.

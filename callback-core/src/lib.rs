@@ -11,6 +11,7 @@ mod attempt;
 mod message;
 mod signature;
 
+mod consent;
 mod error;
 mod receipt;
 mod schedule;
@@ -29,6 +30,7 @@ pub mod conformance;
 pub use ack::Acknowledgment;
 pub use async_trait::async_trait;
 pub use attempt::Attempt;
+pub use consent::{Consent, Consented};
 pub use dsn::{Destination, Dsn, DsnError, DsnErrorKind, HostPort, Params};
 pub use error::{BoxError, ErrorKind, Phase, SinkError};
 pub use id::{InvalidId, MessageId, TaskId};

@@ -7,16 +7,16 @@ use crate::{
     Notice, Outbox, OutboxError, Outcome, Profile, Refusal, StartError, Subscriptions, SystemClock, Task, Validator,
     WorkerBuilder,
     clock::Micros,
-    engine::{Engine, Expiring, Local, Outage},
+    engine::{Consents, Engine, Expiring, Local, Outage},
     failpoint,
     lane::{Bounds, Lanes, OpenBreaker, Pool},
     measure,
     notice::Notices,
-    outbox::{Store, Write, Written, write},
+    outbox::{Store, Write, Written},
     outcome::OutcomeKind,
     state,
 };
-use callback_core::{Destination, Dsn, DsnError, Keys, Message, MessageId, Schedule, Sink, TaskId};
+use callback_core::{Consent, Destination, Dsn, DsnError, Keys, Message, MessageId, Schedule, Sink, TaskId};
 use std::{
     collections::{HashMap, HashSet},
     fmt,
@@ -98,6 +98,9 @@ impl Dispatcher {
             profiles: Vec::new(),
             validators: Vec::new(),
             body_limit: 1 << 20,
+            subscription_limit: 10_000,
+            consents: Vec::new(),
+            consent_age: Duration::from_secs(24 * 60 * 60),
             memory: 64 << 20,
             accepting: 64 << 20,
             in_flight: 512,
@@ -197,16 +200,19 @@ impl Dispatcher {
     ///
     /// # Errors
     /// When it is over, unknown, or the outbox failed.
+    ///
+    /// # Cancellation
+    /// If the future is dropped, the task may be cancelled all the same.
     pub async fn cancel(&self, id: TaskId) -> Result<(), EndError> {
         let engine = self.engine();
-        match write(&*engine.store, Write::Cancel { id, now: engine.now() }).await? {
-            Written::Done => {
-                engine.drop_task(id);
-                engine.ended(id);
-                // It may have held back others of its ordering key.
-                engine.look_again();
-                Ok(())
-            }
+        let cancelled = move |engine: &Engine| {
+            engine.drop_task(id);
+            engine.ended(id);
+            // It may have held back others of its ordering key.
+            engine.look_again();
+        };
+        match engine.write_then(Write::Cancel { id, now: engine.now() }, cancelled).await? {
+            Written::Done => Ok(()),
             Written::Unknown => Err(EndError::Unknown),
             _ => Err(EndError::Ended),
         }
@@ -218,6 +224,9 @@ impl Dispatcher {
     ///
     /// # Errors
     /// When it is over, unknown, cannot be sent, or the outbox failed. A deferred outcome is no end: [`EndError::Ended`].
+    ///
+    /// # Cancellation
+    /// If the future is dropped, the work may have ended all the same.
     pub async fn complete(&self, id: TaskId, outcome: Outcome) -> Result<(), EndError> {
         let engine = self.engine();
         loop {
@@ -231,12 +240,14 @@ impl Dispatcher {
             // It is delivered from the store: whoever completes work elsewhere does not wait for its delivery.
             let (token, order, events) = (row.token, row.order, Vec::new());
             let step = Write::Result { id, token, to, held: false, now, result, order, events };
-            if let Written::Done = write(&*engine.store, step).await? {
+            let completed = move |engine: &Engine| {
                 engine.drop_run(&row);
                 if to.is_ended() {
                     engine.ended(id);
                 }
                 engine.look_again();
+            };
+            if let Written::Done = engine.write_then(step, completed).await? {
                 return Ok(());
             }
             // It has ended meanwhile, or was claimed, which is no end.
@@ -381,6 +392,9 @@ pub struct DispatcherBuilder {
     profiles: Vec<Arc<dyn Profile>>,
     validators: Vec<Arc<dyn Validator>>,
     body_limit: usize,
+    subscription_limit: usize,
+    consents: Vec<Arc<dyn Consent>>,
+    consent_age: Duration,
     memory: usize,
     accepting: usize,
     in_flight: usize,
@@ -484,6 +498,33 @@ impl DispatcherBuilder {
         self
     }
 
+    /// Limits the subscriptions that one owner has at a time; those that have ended do not count. Default 10,000.
+    ///
+    /// What comes beyond it is refused as [`TooMany`](AcceptError::TooMany). Those without an owner are the operator's own,
+    /// and have no limit. Of several processes on a database each may exceed it by what they store at the same moment.
+    pub const fn subscription_limit(mut self, subscriptions: usize) -> Self {
+        self.subscription_limit = subscriptions;
+        self
+    }
+
+    /// Asks each destination of its schemes whether it lets us send there, before the first message. Default: nobody is asked.
+    ///
+    /// Of one that does not consent nothing is delivered: each attempt fails as
+    /// [`Unauthorized`](callback_core::ErrorKind::Unauthorized), is made again by the schedule, and asks again, but for what
+    /// follows such an answer to the same Dsn within 5 s. The consent of a destination (scheme, host and port) is stored, is for
+    /// all its Dsns, and is asked for again after [`consent_age`](Self::consent_age). How many requests it allows, all callers
+    /// together keep; of several processes on a database each does by itself.
+    pub fn consent(mut self, consent: impl Consent) -> Self {
+        self.consents.push(Arc::new(consent));
+        self
+    }
+
+    /// Sets after how long a destination that has consented is asked again. Default 24 h.
+    pub const fn consent_age(mut self, time: Duration) -> Self {
+        self.consent_age = time;
+        self
+    }
+
     /// Limits requests, results and events, in bytes. Default 1 MiB.
     pub const fn body_limit(mut self, bytes: usize) -> Self {
         self.body_limit = bytes;
@@ -546,6 +587,14 @@ impl DispatcherBuilder {
                 }
             }
         }
+        let mut consents = Consents { by_scheme: HashMap::new(), age: self.consent_age };
+        for consent in self.consents {
+            for scheme in consent.schemes() {
+                if consents.by_scheme.insert((*scheme).to_owned(), Arc::clone(&consent)).is_some() {
+                    return Err(StartError::ConsentTaken((*scheme).to_owned()));
+                }
+            }
+        }
         let mut profiles: HashMap<String, Arc<dyn Profile>> = HashMap::new();
         for profile in self.profiles {
             let name = profile.name().to_owned();
@@ -590,7 +639,9 @@ impl DispatcherBuilder {
             profiles,
             validators: self.validators,
             body_limit: self.body_limit,
+            subscription_limit: self.subscription_limit,
             lanes: Lanes::new(bounds, &wake),
+            consents,
             notices: self.notices,
             expiring: Expiring::default(),
             outage: Outage::default(),

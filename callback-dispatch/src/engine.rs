@@ -3,6 +3,7 @@
 mod accept;
 mod attempt;
 mod claim;
+mod consent;
 mod deliver;
 mod expire;
 #[cfg(test)]
@@ -16,12 +17,13 @@ mod sweep;
 mod unknown;
 mod waiter;
 
+pub(crate) use consent::Consents;
 pub(crate) use expire::Expiring;
 pub(crate) use local::Local;
 pub(crate) use outage::Outage;
 
 use crate::{
-    Clock, Handler, Interrupted, Profile, SubscriptionId, Validator, WorkerError,
+    Clock, Handler, Interrupted, OutboxError, Profile, SubscriptionId, Validator, WorkerError,
     clock::Micros,
     lane::{Lanes, OpenLane, Pool, Slot},
     notice::Notices,
@@ -72,7 +74,10 @@ pub(crate) struct Engine {
     /// Those that judge subscriptions.
     pub(crate) validators: Vec<Arc<dyn Validator>>,
     pub(crate) body_limit: usize,
+    /// How many subscriptions an owner may have.
+    pub(crate) subscription_limit: usize,
     pub(crate) lanes: Lanes,
+    pub(crate) consents: Consents,
     pub(crate) notices: Notices,
     /// What local sinks reach here.
     pub(crate) local: Arc<Local>,
@@ -368,6 +373,24 @@ impl Engine {
                 () = sleep(wait) => wait = (wait * 2).min(LONGEST_WAIT),
             }
         }
+    }
+
+    /// Stores a write; what follows from it happens where that is known, though the caller may have given up.
+    pub(crate) async fn write_then(
+        self: &Arc<Self>,
+        write: Write,
+        then: impl FnOnce(&Self) + Send + 'static,
+    ) -> Result<Written, OutboxError> {
+        let (sender, receiver) = oneshot::channel();
+        let engine = Arc::clone(self);
+        let done = Box::new(move |result: Result<Written, OutboxError>| {
+            if matches!(result, Ok(Written::Done)) {
+                then(&engine);
+            }
+            let _ = sender.send(result);
+        });
+        self.store.submit(write, done)?;
+        receiver.await.unwrap_or_else(|_| Err(OutboxError::unknown("the outbox was closed")))
     }
 
     /// Wakes the claiming loop.

@@ -58,6 +58,12 @@ pub enum AcceptError {
         /// The limit, in bytes.
         limit: usize,
     },
+    /// The owner has as many subscriptions as it may have.
+    #[error("the owner has {limit} subscriptions, and may have no more")]
+    TooMany {
+        /// The limit ([`subscription_limit`](crate::DispatcherBuilder::subscription_limit)).
+        limit: usize,
+    },
 }
 
 /// Why a Dsn was not attached.
@@ -85,6 +91,9 @@ pub enum AttachError {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
+    /// Two ask the destinations of one scheme for their consent.
+    #[error("two ask for consent by the scheme {0}")]
+    ConsentTaken(String),
     /// Another dispatcher has the outbox. That of a file is waited for: for a second, in which one that was dropped lets go.
     #[error("another dispatcher has this outbox")]
     Locked(#[source] OutboxError),

@@ -1,9 +1,11 @@
 //! Bounds between destinations, so that a slow one costs the others nothing.
 
+mod consent;
 mod health;
 mod pool;
 mod rate;
 
+pub(crate) use consent::{HostConsent, StoredConsent};
 pub(crate) use health::{Breaker, Sign};
 pub(crate) use pool::{Pool, Slot};
 pub(crate) use rate::Rate;
@@ -186,6 +188,7 @@ pub(crate) struct Host {
     pub(crate) rate: Option<Rate>,
     /// How often the pauses of its lanes were lifted.
     lifted: AtomicU32,
+    pub(crate) consent: HostConsent,
 }
 
 #[derive(Debug)]
@@ -278,10 +281,12 @@ impl Lanes {
         if let Some(host) = hosts.all.get(destination) {
             return Arc::clone(host);
         }
-        hosts.make_room(|host| Arc::strong_count(host) > 1);
+        let now = Instant::now();
+        hosts.make_room(|host| Arc::strong_count(host) > 1 || host.consent.is_in_use(now));
         let in_flight = self.bounds.host_in_flight.max(lane).min(Semaphore::MAX_PERMITS);
         let rate = Rate::new(self.bounds.host_per_second);
-        let host = Arc::new(Host { attempts: Semaphore::new(in_flight), rate, lifted: AtomicU32::new(0) });
+        let consent = HostConsent::default();
+        let host = Arc::new(Host { attempts: Semaphore::new(in_flight), rate, lifted: AtomicU32::new(0), consent });
         hosts.all.insert(destination.clone(), Arc::clone(&host));
         host
     }

@@ -22,12 +22,12 @@ use crate::{AcceptError, transaction::Connection};
 use crate::{
     clock::Micros,
     dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
-    lane::{LaneKey, OpenBreaker},
+    lane::{LaneKey, OpenBreaker, StoredConsent},
     row::{FailedRow, Order, Published, Row, Stage, Stored},
     subscription::{FanOut, SubscriptionEnd, SubscriptionId, SubscriptionQuery, SubscriptionRow},
 };
 use async_trait::async_trait;
-use callback_core::{BoxError, Dsn, ErrorKind, TaskId};
+use callback_core::{BoxError, Destination, Dsn, ErrorKind, TaskId};
 use std::{error::Error, fmt, sync::Arc};
 use tokio::sync::oneshot;
 
@@ -107,6 +107,9 @@ pub(crate) trait Store: fmt::Debug + Send + Sync + 'static {
     /// The breakers that were open when last heard of; what cannot be read is left out.
     async fn breakers(&self) -> Result<Vec<OpenBreaker>, OutboxError>;
 
+    /// What is stored of a destination's consent, whether it counts still or not.
+    async fn consent(&self, destination: &Destination) -> Result<Option<StoredConsent>, OutboxError>;
+
     /// A page of dead letters; what cannot be read is left out of it.
     async fn dead_letters(&self, query: &DeadLetterQuery) -> Result<Page<DeadLetter>, OutboxError>;
 
@@ -140,12 +143,7 @@ pub(crate) type Done = Box<dyn FnOnce(Result<Written, OutboxError>) + Send>;
 pub(crate) async fn write(store: &dyn Store, write: Write) -> Result<Written, OutboxError> {
     let (sender, receiver) = oneshot::channel();
     let done = Box::new(move |result| drop(sender.send(result)));
-    store.submit(write, done).map_err(|refused| {
-        OutboxError::not_stored(match refused {
-            NotQueued::Full => "too many writes are waiting",
-            NotQueued::Closed => "the outbox is closed",
-        })
-    })?;
+    store.submit(write, done)?;
     receiver.await.unwrap_or_else(|_| Err(OutboxError::unknown("the outbox was closed")))
 }
 
@@ -169,8 +167,11 @@ pub(crate) enum Write {
     Insert(Arc<Row>),
     /// An event, with a delivery to each subscription that wants it: as many as are counted. In nobody's hands.
     Publish(Arc<FanOut>),
-    /// A new subscription.
-    Subscribe(Arc<SubscriptionRow>),
+    /// A new subscription, unless its owner has so many by then that have not ended. Without an owner there is no limit.
+    Subscribe {
+        row: Arc<SubscriptionRow>,
+        limit: usize,
+    },
     /// What changes of one that has not ended, if its revision was the one before.
     ChangeSubscription(Arc<SubscriptionRow>),
     /// The end of one that has none.
@@ -184,6 +185,8 @@ pub(crate) enum Write {
     Confirm {
         id: TaskId,
     },
+    /// The same for an event that was published: `Done` if it is stored. What nobody wants never is.
+    ConfirmEvent(Arc<FanOut>),
     /// A result, and the events that were published with it, if the row is open and the token is current.
     Result {
         id: TaskId,
@@ -236,8 +239,9 @@ pub(crate) enum Write {
         limit: usize,
     },
     /// Deletes what has ended before then, but for dead rows, and subscriptions that a row is left of; what has an
-    /// idempotency key has a time of its own, and so have breakers, which attachments share. Ends the subscriptions that
-    /// have got the one event that they may get, and have no open row of it left, however that ended.
+    /// idempotency key has a time of its own, and so have breakers, which attachments and consents
+    /// share. Ends the subscriptions that have got the one event that they may get, and have no open row of it left,
+    /// however that ended.
     Clean {
         now: Micros,
         before: Micros,
@@ -275,6 +279,8 @@ pub(crate) enum Write {
     Park(Parking),
     /// What became of attachments of this process: `Replaced` names those whose place another has taken.
     KeepAttached(Vec<Keeping>),
+    /// What a destination said, in place of what it said before.
+    Consent(StoredConsent),
     /// Gives back what a dead process held.
     Recover,
     /// A change of what is sealed by which key.
@@ -354,6 +360,8 @@ pub(crate) enum Written {
     Superseded,
     /// There is no such row.
     Unknown,
+    /// There are as many as there may be. Nothing changed.
+    TooMany,
     /// It cannot be said yet: a transaction whose connection was lost may be open still.
     #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "a server's transactions outlive a connection"))]
     NotYet,
@@ -385,6 +393,15 @@ impl Written {
 pub(crate) enum NotQueued {
     Closed,
     Full,
+}
+
+impl From<NotQueued> for OutboxError {
+    fn from(refused: NotQueued) -> Self {
+        Self::not_stored(match refused {
+            NotQueued::Full => "too many writes are waiting",
+            NotQueued::Closed => "the outbox is closed",
+        })
+    }
 }
 
 /// An outbox that did not do what was asked.

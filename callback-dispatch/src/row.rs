@@ -49,7 +49,7 @@ pub(crate) struct Row {
 #[derive(Clone)]
 pub(crate) struct Subscribed {
     pub(crate) to: Arc<SubscriptionRow>,
-    /// How many bytes of the body count as this delivery's in memory: others share it.
+    /// How many bytes of event and subscription count as this delivery's in memory: others share the event's.
     pub(crate) share: usize,
 }
 

@@ -122,7 +122,7 @@ impl NewSubscription {
         self
     }
 
-    /// Keeps a value of the client's, which its profile may send back: nested 100 deep at most.
+    /// Keeps a value of the client's, which its profile may send back: nested 100 deep at most, and 64 KiB as JSON.
     pub fn meta(mut self, meta: impl Into<Value>) -> Self {
         self.meta = meta.into();
         self
@@ -351,7 +351,7 @@ impl SubscriptionChange {
         self
     }
 
-    /// Replaces the client's own value.
+    /// Replaces the client's own value: nested 100 deep at most, and 64 KiB as JSON.
     pub fn meta(mut self, meta: impl Into<Value>) -> Self {
         self.meta = Some(meta.into());
         self
@@ -399,13 +399,16 @@ impl Default for SubscriptionQuery {
 }
 
 impl SubscriptionQuery {
+    /// How many bytes a page has before its last subscription, as they are kept.
+    pub(crate) const BYTES: usize = 4 << 20;
+
     /// Only those of this owner.
     pub fn owner(mut self, owner: impl Into<String>) -> Self {
         self.owner = Some(owner.into());
         self
     }
 
-    /// At most so many on a page. Default 100; 1 to 1,000.
+    /// At most so many on a page. Default 100; 1 to 1,000. A page ends before, once it has about 4 MiB.
     pub const fn limit(mut self, limit: usize) -> Self {
         self.limit = match limit {
             0 => 1,
@@ -457,7 +460,8 @@ impl Subscriptions {
     ///
     /// # Errors
     /// When it was not accepted: its Dsn, profile or secret cannot be used, a validator or a limit of its members
-    /// refuses it ([`AcceptError::Invalid`]), or the outbox failed.
+    /// refuses it ([`AcceptError::Invalid`]), its owner has as many as it may have ([`AcceptError::TooMany`]), or the outbox
+    /// failed.
     pub async fn create(&self, new: NewSubscription) -> Result<Subscription, AcceptError> {
         self.0.subscribe(new).await
     }
@@ -523,6 +527,9 @@ impl Subscriptions {
     ///
     /// # Errors
     /// When there is none, it has ended, or the outbox failed.
+    ///
+    /// # Cancellation
+    /// If the future is dropped, it may be cancelled all the same.
     pub async fn cancel(&self, id: SubscriptionId) -> Result<(), ChangeError> {
         self.0.cancel_subscription(id).await
     }

@@ -2,6 +2,7 @@
 
 use crate::HttpSink;
 use callback_core::Policy;
+use http::HeaderValue;
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, pem::PemObject},
@@ -15,6 +16,7 @@ use std::{fmt, sync::Arc};
 pub struct HttpSinkBuilder {
     policy: Policy,
     roots: Option<Vec<u8>>,
+    origin: Option<String>,
 }
 
 impl HttpSinkBuilder {
@@ -30,10 +32,18 @@ impl HttpSinkBuilder {
         self
     }
 
+    /// Says who sends: a DNS name of ours, which each request carries as `WebHook-Request-Origin`. Default: none is sent.
+    ///
+    /// It is what receivers are asked to consent to, see [`HttpSink::consent`].
+    pub fn origin(mut self, name: impl Into<String>) -> Self {
+        self.origin = Some(name.into());
+        self
+    }
+
     /// Makes the sink. Does no I/O but reading the system's certificates.
     ///
     /// # Errors
-    /// When there are no root certificates, or those given cannot be read.
+    /// When there are no root certificates, or those given cannot be read; when the origin is no DNS name.
     pub fn build(self) -> Result<HttpSink, HttpSinkError> {
         let mut tls = match self.roots {
             Some(pem) => tls_with_roots(&pem)?,
@@ -41,8 +51,22 @@ impl HttpSinkBuilder {
         };
         // To a configuration that it is given the client adds nothing.
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        HttpSink::with(self.policy, &tls)
+        let origin = self.origin.map(|name| origin(&name).ok_or(HttpSinkError::Origin(name))).transpose()?;
+        HttpSink::with(self.policy, origin, &tls)
     }
+}
+
+/// A DNS name as a header has it: labels of letters, digits, hyphens and underscores, 253 characters at most.
+fn origin(name: &str) -> Option<HeaderValue> {
+    let is_label = |label: &str| {
+        let is_inner = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        (1..=63).contains(&label.len())
+            && label.bytes().all(is_inner)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let is_name = name.len() <= 253 && name.split('.').all(is_label);
+    HeaderValue::from_str(name).ok().filter(|_| is_name)
 }
 
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {
@@ -85,6 +109,12 @@ pub enum HttpSinkError {
     /// The client could not be set up.
     #[error("the HTTP client could not be set up")]
     Client(#[source] reqwest::Error),
+    /// Nobody is asked for consent without an origin.
+    #[error("the sink has no origin")]
+    NoOrigin,
+    /// The origin is no DNS name.
+    #[error("the origin {0:?} is no DNS name")]
+    Origin(String),
     /// There are no usable root certificates: install `ca-certificates`, or give your own.
     #[error("no usable root certificates: install ca-certificates, or give your own")]
     Roots(#[source] callback_core::BoxError),

@@ -5,6 +5,7 @@
 )]
 
 mod config;
+mod consent;
 #[cfg(feature = "receiver")]
 mod receiver;
 mod sink;
@@ -16,6 +17,7 @@ mod wire;
 pub mod server;
 
 pub use config::{HttpSinkBuilder, HttpSinkError};
+pub use consent::HttpConsent;
 #[cfg(feature = "receiver")]
 pub use receiver::{HttpReceiver, HttpReceiverBuilder, HttpReceiverError};
 pub use sink::HttpSink;

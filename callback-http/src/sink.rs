@@ -1,11 +1,14 @@
 //! Delivers to webhooks.
 
 use crate::{
+    HttpConsent,
     config::{HttpSinkBuilder, HttpSinkError},
     outcome, wire,
 };
 use async_trait::async_trait;
-use callback_core::{Attempt, Dsn, DsnError, Message, Phase, Policy, Receipt, Sink, SinkError};
+use bytes::Bytes;
+use callback_core::{Attempt, Consented, Dsn, DsnError, Message, Phase, Policy, Receipt, Sink, SinkError};
+use http::{HeaderMap, HeaderValue, header};
 use reqwest::{
     Client, Method, Request, Response,
     dns::{Addrs, Name, Resolve, Resolving},
@@ -16,6 +19,7 @@ use std::{
     error::Error,
     fmt, io,
     net::SocketAddr,
+    num::NonZeroU32,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -41,6 +45,7 @@ pub struct HttpSink(Arc<Inner>);
 
 struct Inner {
     policy: Policy,
+    origin: Option<HeaderValue>,
     plain: Client,
     tls: Client,
     in_flight: TaskTracker,
@@ -71,7 +76,16 @@ impl HttpSink {
         HttpSinkBuilder::default()
     }
 
-    pub(crate) fn with(policy: Policy, tls: &ClientConfig) -> Result<Self, HttpSinkError> {
+    /// Who asks receivers to consent to what this sink sends them, for a dispatcher's `consent`.
+    ///
+    /// # Errors
+    /// When the sink has no [`origin`](HttpSinkBuilder::origin).
+    pub fn consent(&self) -> Result<HttpConsent, HttpSinkError> {
+        let origin = self.0.origin.clone().ok_or(HttpSinkError::NoOrigin)?;
+        Ok(HttpConsent::new(self.clone(), origin))
+    }
+
+    pub(crate) fn with(policy: Policy, origin: Option<HeaderValue>, tls: &ClientConfig) -> Result<Self, HttpSinkError> {
         // A client for each scheme: the policy asks by which scheme a name is resolved.
         let client = |scheme: &'static str| {
             Client::builder()
@@ -90,22 +104,14 @@ impl HttpSink {
                 .map_err(HttpSinkError::Client)
         };
         let (plain, tls) = (client("http")?, client("https")?);
-        Ok(Self(Arc::new(Inner { policy, plain, tls, in_flight: TaskTracker::new() })))
+        Ok(Self(Arc::new(Inner { policy, origin, plain, tls, in_flight: TaskTracker::new() })))
     }
 
     async fn post(&self, dsn: &Dsn, message: &Message, attempt: &Attempt) -> Result<Receipt, SinkError> {
-        // A literal address never reaches the resolver: it is judged here, as is the port.
-        self.check(dsn)?;
-        let url = dsn.url().ok_or_else(|| DsnError::invalid("the scheme must be http or https"))?;
-        let client = if dsn.scheme() == "https" { &self.0.tls } else { &self.0.plain };
-        // Not by the client's builder, which copies header by header: a tenth of a delivery's cost.
-        let mut request = Request::new(Method::POST, url.clone());
-        *request.headers_mut() = wire::headers(dsn, message, attempt);
-        *request.body_mut() = Some(message.body().clone().into());
-        let mut response = client.execute(request).await.map_err(sink_error)?;
+        let headers = wire::headers(dsn, message, attempt, self.0.origin.as_ref());
+        let mut response = self.send(Method::POST, dsn, headers, message.body().clone()).await?;
         let status = response.status().as_u16();
-        let retry_after = response.headers().get(http::header::RETRY_AFTER).and_then(|value| value.to_str().ok());
-        let judged = outcome::judge(status, retry_after, SystemTime::now());
+        let judged = outcome::judge(status, retry_after(&response), SystemTime::now());
         match judged {
             Ok(receipt) => drain(&mut response).await.map(|()| receipt).map_err(|error| error.with_status(status)),
             Err(error) => {
@@ -115,6 +121,47 @@ impl HttpSink {
             }
         }
     }
+
+    /// Asks a receiver for its consent, by a handshake.
+    pub(crate) async fn ask(
+        &self,
+        dsn: &Dsn,
+        origin: &HeaderValue,
+        per_minute: Option<NonZeroU32>,
+        deadline: Instant,
+    ) -> Result<Consented, SinkError> {
+        let _in_flight = self.0.in_flight.token();
+        if self.0.in_flight.is_closed() {
+            return Err(SinkError::unavailable("the sink is closed"));
+        }
+        let asking = async {
+            let headers = wire::handshake(dsn, origin, per_minute);
+            let mut response = self.send(Method::OPTIONS, dsn, headers, Bytes::new()).await?;
+            // Its headers say it all; the rest is read to use the connection again.
+            let _ = timeout(REFUSAL_LIMIT, drain(&mut response)).await;
+            let status = response.status().as_u16();
+            let asked = outcome::Asked { origin, per_minute };
+            outcome::consent(&asked, status, response.headers(), SystemTime::now())
+        };
+        let asked = timeout_at(deadline.into(), asking).await;
+        asked.unwrap_or_else(|_elapsed| Err(SinkError::timed_out("no answer in time")))
+    }
+
+    async fn send(&self, method: Method, dsn: &Dsn, headers: HeaderMap, body: Bytes) -> Result<Response, SinkError> {
+        // A literal address never reaches the resolver: it is judged here, as is the port.
+        self.check(dsn)?;
+        let url = dsn.url().ok_or_else(|| DsnError::invalid("the scheme must be http or https"))?;
+        let client = if dsn.scheme() == "https" { &self.0.tls } else { &self.0.plain };
+        // Not by the client's builder, which copies header by header: a tenth of a delivery's cost.
+        let mut request = Request::new(method, url.clone());
+        *request.headers_mut() = headers;
+        *request.body_mut() = (!body.is_empty()).then(|| body.into());
+        client.execute(request).await.map_err(sink_error)
+    }
+}
+
+fn retry_after(response: &Response) -> Option<&str> {
+    response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok())
 }
 
 /// Reads an answer to its end or to the limit; a connection whose answer was read to the end is used again.

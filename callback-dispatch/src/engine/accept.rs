@@ -52,25 +52,24 @@ impl Engine {
         };
         let waiting = (waiting, self.writes.take_anyway(1));
         let (sender, receiver) = oneshot::channel();
-        let (engine, expires) = (Arc::clone(self), event.expires);
+        let (engine, published) = (Arc::clone(self), Arc::clone(&event));
         // What goes on is woken where the commit is known, so that a caller who gives up delays nothing.
         let done = Box::new(move |result: Result<Written, OutboxError>| {
-            drop(waiting);
-            let stored = match result {
-                Ok(Written::Count(count)) => {
-                    measure::published(count);
-                    engine.expiring.expect(expires);
-                    engine.look_again();
-                    Ok(())
+            match result {
+                Ok(written) => {
+                    if let Written::Count(count) = written {
+                        engine.published(&published, count);
+                    }
+                    let _ = sender.send(Ok(()));
                 }
-                Ok(_) => Ok(()),
-                Err(error) => {
-                    // It may be stored: then it is looked for.
-                    engine.look_again();
-                    Err(AcceptError::Outbox(error))
+                Err(error) if error.is_unknown() => {
+                    let (tasks, runtime) = (engine.tasks.clone(), engine.runtime.clone());
+                    let ask = engine.ask_event(published, error, sender);
+                    // What is not known waits, too: its number is bounded.
+                    tasks.spawn_on(ask.map(|()| drop(waiting)), &runtime);
                 }
-            };
-            let _ = sender.send(stored);
+                Err(error) => _ = sender.send(Err(AcceptError::Outbox(error))),
+            }
         });
         self.store.submit(Write::Publish(event), done).map_err(|refused| match refused {
             NotQueued::Full => overloaded,
@@ -78,6 +77,13 @@ impl Engine {
         })?;
         let closed = || Err(AcceptError::Outbox(OutboxError::unknown("the outbox was closed")));
         receiver.await.unwrap_or_else(|_| closed())
+    }
+
+    /// Has an event delivered that is stored, with so many deliveries.
+    pub(super) fn published(&self, event: &FanOut, deliveries: u64) {
+        measure::published(deliveries);
+        self.expiring.expect(event.expires);
+        self.look_again();
     }
 
     /// Stores a task in a transaction of the user's own; nothing is handed on.

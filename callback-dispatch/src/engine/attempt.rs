@@ -4,12 +4,12 @@ use super::{Engine, subscribe::signer};
 use crate::{
     Profile, Recipient,
     clock::Micros,
-    lane::Sign,
+    lane::{OpenLane, Rate, Sign},
     row::{Row, Stored},
 };
 use callback_core::{Attempt, Dsn, Message, Receipt, Signer, Sink, SinkError};
 use futures_util::FutureExt;
-use std::panic::AssertUnwindSafe;
+use std::{panic::AssertUnwindSafe, sync::Arc};
 use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
@@ -28,18 +28,28 @@ impl Answer {
 }
 
 impl Engine {
-    /// Shapes, signs, and gives the message to the sink of its scheme.
-    pub(super) async fn attempt(&self, row: &Row, stored: &Stored, now: Micros) -> Answer {
-        let Some(dsn) = &row.dsn else { return Answer::unsent(SinkError::refused("no Dsn is stored")) };
+    /// Shapes, signs, and gives the message to the sink of its scheme; none if the destination allows no more for now.
+    ///
+    /// `taken` is the rate of those that it allows of which the attempt has a place.
+    pub(super) async fn attempt(
+        &self,
+        row: &Row,
+        stored: &Stored,
+        lane: &OpenLane,
+        taken: Option<&Arc<Rate>>,
+        now: Micros,
+    ) -> Option<Answer> {
+        let unsent = |error| Some(Answer::unsent(error));
+        let Some(dsn) = &row.dsn else { return unsent(SinkError::refused("no Dsn is stored")) };
         let sink = match self.sink(dsn) {
             Ok(sink) => sink,
-            Err(error) => return Answer::unsent(error.into()),
+            Err(error) => return unsent(error.into()),
         };
         let profile = match row.profile().map(|name| self.profile(Some(name))).transpose() {
             Ok(profile) => profile,
             Err(name) => {
                 tracing::error!(id = %row.id, profile = name, "a message waits for a profile that is not registered");
-                return Answer::unsent(SinkError::unavailable(format!("no profile named {name} is registered")));
+                return unsent(SinkError::unavailable(format!("no profile named {name} is registered")));
             }
         };
         let deadline = Instant::now() + self.deadline;
@@ -49,14 +59,20 @@ impl Engine {
         }
         let span = tracing::info_span!("attempt", number = attempt.number(), destination = %dsn.destination());
         let delivery = async {
+            if let Err(error) = self.consent(dsn, &lane.host, deadline).await {
+                return Some(Answer { sign: Sign::of(Err(&error)), result: Err(error) });
+            }
+            if !lane.host.consent.admits(taken, Instant::now()) {
+                return None;
+            }
             let message = match profile {
                 None => stored.message.clone(),
                 Some(profile) => match self.shape_for(row, stored, profile, now) {
                     Ok(message) => message,
-                    Err(error) => return Answer::unsent(error),
+                    Err(error) => return unsent(error),
                 },
             };
-            send(&**sink, profile, dsn, &message, self.sign(row, dsn, &message, attempt, now)).await
+            Some(send(&**sink, profile, dsn, &message, self.sign(row, dsn, &message, attempt, now)).await)
         };
         let delivery = AssertUnwindSafe(delivery.instrument(span)).catch_unwind();
         let failed = match timeout_at(deadline, delivery).await {
@@ -64,7 +80,7 @@ impl Engine {
             Ok(Err(_panic)) => SinkError::unavailable("the sink panicked, or the signer, or the profile"),
             Err(_elapsed) => SinkError::timed_out("the deadline passed"),
         };
-        Answer { sign: Sign::of(Err(&failed)), result: Err(failed) }
+        Some(Answer { sign: Sign::of(Err(&failed)), result: Err(failed) })
     }
 
     fn shape_for(&self, row: &Row, stored: &Stored, profile: &dyn Profile, now: Micros) -> Result<Message, SinkError> {

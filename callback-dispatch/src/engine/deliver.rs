@@ -24,6 +24,8 @@ struct Places<'a> {
     _host: SemaphorePermit<'a>,
     _doubtful: Option<SemaphorePermit<'a>>,
     _all: SemaphorePermit<'a>,
+    /// The rate that the destination allows, as far as it was known.
+    allowed: Option<Arc<Rate>>,
 }
 
 impl Engine {
@@ -82,7 +84,7 @@ impl Engine {
         let attempt = tokio::select! {
             biased;
             () = self.closed.cancelled() => None,
-            answer = self.attempt(&row, result, now) => Some(answer),
+            answer = self.attempt(&row, result, &lane, places.allowed.as_ref(), now) => answer,
         };
         if let (Way::Local, Some(Answer { result: Err(error), .. })) = (way, &attempt)
             && is_unconnected(error)
@@ -106,11 +108,18 @@ impl Engine {
         };
         drop((places, in_flight));
         let Some(answer) = attempt else {
-            // Whether it was delivered is unknown; the next start tries again.
+            // Whether it was delivered is unknown, and the next start tries again; or the destination allows no more for
+            // now, and it waits for its turn.
             self.release(&row).await;
+            drop(place);
+            self.look_again();
             return;
         };
 
+        if matches!(&answer, Err(error) if error.kind() == ErrorKind::Gone) {
+            // Before the row ends: one for one event is over by then, and would be completed.
+            self.end_once(&row, SubscriptionEnd::Gone).await;
+        }
         let number = row.attempts.saturating_add(1);
         // A clock that leapt ahead meanwhile is not believed yet: it may be set back, and the retry be due hours later.
         let answered = self.now().min(now.after(begun.elapsed()));
@@ -173,7 +182,7 @@ impl Engine {
                     if row.order.is_some() {
                         self.look_again();
                     }
-                    self.complete_once(&row).await;
+                    self.end_once(&row, SubscriptionEnd::Completed).await;
                     if let (Some(dsn), Err(error)) = (&row.dsn, &answer) {
                         let (id, destination, kind) = (row.id, dsn.destination(), error.kind());
                         self.notices.raise(&Notice::Dead { id, destination, kind, attempts: number });
@@ -190,8 +199,9 @@ impl Engine {
     /// Waits for all that an attempt needs; none if the lane is closed.
     async fn places<'a>(&'a self, lane: &'a Arc<OpenLane>) -> Option<Places<'a>> {
         let permit = lane.enter().await?;
-        let rates = || lane.rate.iter().chain(&lane.host.rate);
         loop {
+            let allowed = lane.host.consent.rate();
+            let rates = || lane.rate.iter().chain(&lane.host.rate).chain(allowed.as_deref());
             for rate in rates() {
                 if lane.closed_until(Instant::now()).is_some() {
                     return None;
@@ -208,7 +218,7 @@ impl Engine {
             }
             // Last, so that those who waited for the others do not all begin at once. Who is too soon holds nothing up.
             if Rate::take(rates(), now) {
-                return Some(Places { _lane: permit, _host: host, _doubtful: doubtful, _all: all });
+                return Some(Places { _lane: permit, _host: host, _doubtful: doubtful, _all: all, allowed });
             }
         }
     }
@@ -223,10 +233,10 @@ impl Engine {
         }
     }
 
-    /// Ends a subscription for one event, which is over.
-    async fn complete_once(&self, row: &Row) {
+    /// Ends a subscription for one event, which is over; the first end counts.
+    pub(super) async fn end_once(&self, row: &Row, end: SubscriptionEnd) {
         if let Some(subscribed) = row.subscribed.as_ref().filter(|it| it.to.once && it.to.ended.is_none()) {
-            let (id, end) = (subscribed.to.id, SubscriptionEnd::Completed);
+            let id = subscribed.to.id;
             let _ = self.write_until_stored(Write::EndSubscription { id, end, now: self.now() }).await;
         }
     }

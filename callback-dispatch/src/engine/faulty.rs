@@ -6,13 +6,13 @@ use crate::{
     MemoryOutbox, Outbox, OutboxError, SubscriptionId, SubscriptionQuery,
     clock::Micros,
     dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
-    lane::OpenBreaker,
+    lane::{OpenBreaker, StoredConsent},
     outbox::{Done, Erase, Erased, Lease, NotQueued, Store, Write},
     row::Row,
     subscription::SubscriptionRow,
 };
 use async_trait::async_trait;
-use callback_core::TaskId;
+use callback_core::{Destination, TaskId};
 use std::{
     fmt,
     sync::{
@@ -40,6 +40,8 @@ pub(super) struct Faults {
     pub(super) is_silent: AtomicUsize,
     stored: Mutex<Vec<&'static str>>,
     lost: Mutex<Vec<(&'static str, Lost)>>,
+    late: Mutex<Vec<&'static str>>,
+    answers: Mutex<Vec<Box<dyn FnOnce() + Send>>>,
 }
 
 /// What becomes of a write whose answer is lost.
@@ -54,6 +56,23 @@ impl Faults {
     /// Loses the answer to the next write of this name, so that its outcome is unknown; `lost` may store it, or not.
     pub(super) fn lose(&self, name: &'static str, lost: impl FnOnce(&MemoryOutbox, Write) + Send + 'static) {
         self.lost.lock().unwrap_or_else(PoisonError::into_inner).push((name, Box::new(lost)));
+    }
+
+    /// Stores the next write of this name at once, and says so when it is told to.
+    pub(super) fn answer_late(&self, name: &'static str) {
+        self.late.lock().unwrap_or_else(PoisonError::into_inner).push(name);
+    }
+
+    /// Gives the answers that are late.
+    pub(super) fn answer(&self) {
+        let answers = std::mem::take(&mut *self.answers.lock().unwrap_or_else(PoisonError::into_inner));
+        answers.into_iter().for_each(|answer| answer());
+    }
+
+    fn is_late(&self, name: &str) -> bool {
+        let mut late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = late.iter().position(|of| *of == name);
+        place.map(|place| late.remove(place)).is_some()
     }
 
     fn lost(&self, name: &str) -> Option<Lost> {
@@ -79,6 +98,10 @@ fn name(write: &Write) -> &'static str {
         Write::Attach(_) => "attach",
         Write::KeepAttached(_) => "keep",
         Write::Rouse { .. } => "rouse",
+        Write::Publish(_) => "publish",
+        Write::ConfirmEvent(_) => "confirm event",
+        Write::Cancel { .. } => "cancel",
+        Write::EndSubscription { .. } => "end subscription",
         _ => "other",
     }
 }
@@ -108,6 +131,14 @@ impl Store for Faulty {
             return Ok(());
         }
         self.faults.stored().push(name(&write));
+        if self.faults.is_late(name(&write)) {
+            let faults = Arc::clone(&self.faults);
+            let late = Box::new(move |result| {
+                let mut answers = faults.answers.lock().unwrap_or_else(PoisonError::into_inner);
+                answers.push(Box::new(move || done(result)));
+            });
+            return self.inner.submit(write, late);
+        }
         self.inner.submit(write, done)
     }
 
@@ -168,6 +199,10 @@ impl Store for Faulty {
 
     async fn breakers(&self) -> Result<Vec<OpenBreaker>, OutboxError> {
         self.inner.breakers().await
+    }
+
+    async fn consent(&self, destination: &Destination) -> Result<Option<StoredConsent>, OutboxError> {
+        self.inner.consent(destination).await
     }
 
     async fn dead_letters(&self, query: &DeadLetterQuery) -> Result<Page<DeadLetter>, OutboxError> {

@@ -2,7 +2,7 @@
 
 use super::{Engine, Hand};
 use crate::{
-    Notice, measure,
+    Notice, SubscriptionEnd, measure,
     outbox::{Settle, Write, Written},
     row::{Row, Stage},
 };
@@ -50,6 +50,7 @@ impl Engine {
 
     /// Ends a message that is not attempted any more.
     pub(super) async fn give_up_unattempted(&self, row: &Row) {
+        self.end_once(row, SubscriptionEnd::Gone).await;
         let step = Settle {
             id: row.id,
             token: row.token,

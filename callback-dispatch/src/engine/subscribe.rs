@@ -21,6 +21,9 @@ const MOST_EVENTS: usize = 100;
 /// The longest secret, in bytes.
 const LONGEST_SECRET: usize = 512;
 
+/// The largest value of a subscriber's own, in bytes as JSON.
+const LARGEST_META: usize = 64 << 10;
+
 /// How many secrets sign at once at most: the newest ones.
 const MOST_SECRETS: usize = 8;
 
@@ -36,7 +39,7 @@ impl Engine {
             return Err(AcceptError::Owner);
         }
         let mut found = check_wishes(service.as_deref(), &events);
-        found.extend(self.check_meta(&meta).err());
+        found.extend(check_meta(&meta, LARGEST_META).err());
         found.extend(secret.as_ref().and_then(|secret| check_secret(secret, shape).err()));
         Violations::all(found).map_err(AcceptError::Invalid)?;
         if !self.validators.is_empty() {
@@ -65,9 +68,12 @@ impl Engine {
             sequence: 0,
             detail: Detail { service, events, profile, topic, meta, secrets: secrets.into_iter().collect() },
         };
-        let written = write(&*self.store, Write::Subscribe(Arc::new(row.clone()))).await;
-        written.map_err(AcceptError::Outbox)?;
-        Ok(self.subscription(row))
+        let limit = self.subscription_limit;
+        let subscribe = Write::Subscribe { row: Arc::new(row.clone()), limit };
+        match write(&*self.store, subscribe).await.map_err(AcceptError::Outbox)? {
+            Written::TooMany => Err(AcceptError::TooMany { limit }),
+            _ => Ok(self.subscription(row)),
+        }
     }
 
     /// Changes one that has not ended.
@@ -105,7 +111,7 @@ impl Engine {
         detail.meta = meta.unwrap_or_else(|| detail.meta.take());
         row.expires = lease.map_or(row.expires, |lease| lease.map_or(Micros::NEVER, |lease| now.after(lease)));
         let mut found = check_wishes(detail.service.as_deref(), &detail.events);
-        found.extend(self.check_meta(&detail.meta).err());
+        found.extend(check_meta(&detail.meta, LARGEST_META).err());
         match secret {
             None => {}
             Some(None) => detail.secrets.clear(),
@@ -119,18 +125,15 @@ impl Engine {
         Violations::all(found)
     }
 
-    pub(crate) async fn cancel_subscription(&self, id: SubscriptionId) -> Result<(), ChangeError> {
+    pub(crate) async fn cancel_subscription(self: &Arc<Self>, id: SubscriptionId) -> Result<(), ChangeError> {
         let row = self.store.subscription(id).await?.ok_or(ChangeError::Unknown)?;
         let now = self.now();
         if row.expires <= now {
             return Err(ChangeError::Ended);
         }
         let end = Write::EndSubscription { id, end: SubscriptionEnd::Cancelled, now };
-        match write(&*self.store, end).await? {
-            Written::Done => {
-                self.leave_all_of(id);
-                Ok(())
-            }
+        match self.write_then(end, move |engine| engine.leave_all_of(id)).await? {
+            Written::Done => Ok(()),
             Written::Unknown => Err(ChangeError::Unknown),
             _ => Err(ChangeError::Ended),
         }
@@ -146,7 +149,7 @@ impl Engine {
     pub(super) fn check_recipient(&self, context: &Context) -> Result<(), AcceptError> {
         let profile = self.profile(context.profile.as_deref()).map_err(AcceptError::Profile)?;
         let secret = context.secret.as_ref().and_then(|kept| check_secret(&kept.secret, profile).err());
-        let meta = context.meta.as_ref().and_then(|meta| self.check_meta(meta).err());
+        let meta = context.meta.as_ref().and_then(|meta| check_meta(meta, self.body_limit).err());
         Violations::all(meta.into_iter().chain(secret)).map_err(AcceptError::Invalid)
     }
 
@@ -162,16 +165,6 @@ impl Engine {
         self.profiles.get(name).map(|profile| &**profile).ok_or_else(|| name.to_owned())
     }
 
-    fn check_meta(&self, meta: &Value) -> Result<(), Violations> {
-        if !super::accept::is_nested_within(meta, super::accept::DEEPEST) {
-            return Err(Violations::at("/meta", "is nested too deeply"));
-        }
-        if meta.to_string().len() > self.body_limit {
-            return Err(Violations::at("/meta", format!("is larger than {} bytes", self.body_limit)));
-        }
-        Ok(())
-    }
-
     /// Nothing is accepted while the dispatcher closes, or results wait for the store.
     pub(crate) fn check_open(&self) -> Result<(), AcceptError> {
         if self.closing.is_cancelled() {
@@ -182,6 +175,16 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+fn check_meta(meta: &Value, limit: usize) -> Result<(), Violations> {
+    if !super::accept::is_nested_within(meta, super::accept::DEEPEST) {
+        return Err(Violations::at("/meta", "is nested too deeply"));
+    }
+    if meta.to_string().len() > limit {
+        return Err(Violations::at("/meta", format!("is larger than {limit} bytes")));
+    }
+    Ok(())
 }
 
 /// Whether a secret can sign: a `whsec_` key, or any text where the profile signs by it.

@@ -2,12 +2,13 @@
 
 use super::faulty::Faulty;
 use crate::{
-    Clock, Dispatcher, Event, Interrupted, MemoryOutbox, TaskState, TokioClock, Work,
+    Clock, Dispatcher, Event, Interrupted, Lane, MemoryOutbox, NewSubscription, TaskState, TokioClock, Work,
     clock::Micros,
     outbox::{Claim, Write, Written, write},
     row::Published,
 };
 use callback_core::MemorySink;
+use futures_util::FutureExt;
 use std::{
     panic::panic_any,
     sync::{
@@ -125,4 +126,57 @@ async fn what_panics_is_given_back_and_goes_on_a_minute_later() {
     assert_eq!((task.state(), next.load(Ordering::SeqCst)), (TaskState::Completed, false));
     assert!(begun.elapsed() >= Duration::from_secs(60), "{:?}", begun.elapsed());
     assert_eq!(dispatcher.engine().in_hand(), 0, "nothing is forgotten in memory");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancel_that_nobody_waits_for_drops_the_run_all_the_same() {
+    let outbox = Faulty::default();
+    let dispatcher = Dispatcher::builder(outbox.clone()).start().await.expect("started");
+    let handler = |_| std::future::pending::<Result<&str, String>>();
+    let worker = dispatcher.worker("a", Interrupted::RunAgain).run(handler).expect("registered");
+    let id = worker.accept(Work::new("work")).await.expect("accepted").id();
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(dispatcher.engine().in_hand(), 1);
+    outbox.faults.answer_late("cancel");
+    assert!(dispatcher.cancel(id).now_or_never().is_none(), "it is dropped before it is answered");
+    outbox.faults.answer();
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(dispatcher.engine().in_hand(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_completion_that_nobody_waits_for_has_ended_is_not_run_on() {
+    let outbox = Faulty::default();
+    let dispatcher = Dispatcher::builder(outbox.clone()).start().await.expect("started");
+    let handler = |_| std::future::pending::<Result<&str, String>>();
+    let worker = dispatcher.worker("a", Interrupted::RunAgain).run(handler).expect("registered");
+    let id = worker.accept(Work::new("work")).await.expect("accepted").id();
+    sleep(Duration::from_secs(1)).await;
+    outbox.faults.answer_late("result");
+    let done = crate::Outcome::completed("done");
+    assert!(dispatcher.complete(id, done).now_or_never().is_none(), "it is dropped before it is answered");
+    outbox.faults.answer();
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(dispatcher.engine().in_hand(), 0);
+    let task = dispatcher.task(id).await.expect("readable").expect("known");
+    assert_eq!(task.state(), TaskState::Completed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscription_whose_cancel_nobody_waits_for_gets_nothing_more() {
+    let (outbox, sink) = (Faulty::default(), MemorySink::new());
+    let builder = Dispatcher::builder(outbox.clone()).sink(sink.clone()).lane(Lane::default().per_second(0.1));
+    let dispatcher = builder.start().await.expect("started");
+    let new = NewSubscription::new("memory://events".parse().expect("a valid Dsn"));
+    let id = dispatcher.subscriptions().create(new).await.expect("created").id();
+    for _ in 0..2 {
+        dispatcher.publish(Event::new("a.b", "event")).await.expect("published");
+    }
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!((sink.take("events").len(), dispatcher.engine().in_hand()), (1, 1));
+    outbox.faults.answer_late("end subscription");
+    assert!(dispatcher.subscriptions().cancel(id).now_or_never().is_none(), "it is dropped before it is answered");
+    outbox.faults.answer();
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!((sink.take("events").len(), dispatcher.engine().in_hand()), (0, 0));
 }

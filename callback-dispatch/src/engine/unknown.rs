@@ -5,6 +5,7 @@ use crate::{
     AcceptError, OutboxError, measure,
     outbox::{Lease, Settle, Write, Written},
     row::{Row, Stage},
+    subscription::FanOut,
 };
 use callback_core::TaskId;
 use std::{pin::pin, sync::Arc, time::Duration};
@@ -24,18 +25,25 @@ impl Engine {
         error: OutboxError,
         caller: oneshot::Sender<Result<TaskId, AcceptError>>,
     ) {
-        let mut known = pin!(self.make_known(&row, place, lease));
-        let answer = match timeout(ANSWER_WITHIN, &mut known).await {
-            Ok(Some(true)) => Ok(row.id),
-            Ok(Some(false)) => Err(AcceptError::Outbox(OutboxError::not_stored(error))),
-            Ok(None) => Err(AcceptError::Outbox(error)),
-            Err(_elapsed) => {
-                let _ = caller.send(Err(AcceptError::Outbox(error)));
-                known.await;
-                return;
+        answer(self.make_known(&row, place, lease), row.id, error, caller).await;
+    }
+
+    /// The same for an event that goes to all who want it.
+    pub(super) async fn ask_event(
+        self: Arc<Self>,
+        event: Arc<FanOut>,
+        error: OutboxError,
+        caller: oneshot::Sender<Result<(), AcceptError>>,
+    ) {
+        let known = async {
+            let is_stored = self.until_known(Write::ConfirmEvent(Arc::clone(&event))).await?.is_done();
+            if is_stored {
+                // How many want it, the outbox knows.
+                self.published(&event, 1);
             }
+            Some(is_stored)
         };
-        let _ = caller.send(answer);
+        answer(known, (), error, caller).await;
     }
 
     /// Whether a new row is stored, which is handed over then, or never will be; none if the dispatcher closed before.
@@ -89,8 +97,30 @@ impl Engine {
         }
         // Its own it may be all the same, and somebody else have gone on from there.
         self.look_again();
+        self.expiring.look_again();
         Some(Written::Superseded)
     }
+}
+
+/// Tells a caller within five seconds what became of what it stored; what is not known by then goes on.
+async fn answer<T>(
+    known: impl Future<Output = Option<bool>>,
+    stored: T,
+    error: OutboxError,
+    caller: oneshot::Sender<Result<T, AcceptError>>,
+) {
+    let mut known = pin!(known);
+    let answer = match timeout(ANSWER_WITHIN, &mut known).await {
+        Ok(Some(true)) => Ok(stored),
+        Ok(Some(false)) => Err(AcceptError::Outbox(OutboxError::not_stored(error))),
+        Ok(None) => Err(AcceptError::Outbox(error)),
+        Err(_elapsed) => {
+            let _ = caller.send(Err(AcceptError::Outbox(error)));
+            known.await;
+            return;
+        }
+    };
+    let _ = caller.send(answer);
 }
 
 #[cfg(test)]

@@ -49,6 +49,11 @@ impl Rate {
         are_free
     }
 
+    /// Whether all that was taken is long over.
+    pub(super) fn is_idle(&self, now: Instant) -> bool {
+        self.next().is_none_or(|next| next <= now)
+    }
+
     fn next(&self) -> MutexGuard<'_, Option<Instant>> {
         self.next.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -12,12 +12,12 @@ use crate::{AcceptError, subscription::FanOut, transaction::Connection};
 use crate::{
     clock::Micros,
     dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
-    lane::{LaneKey, OpenBreaker},
+    lane::{LaneKey, OpenBreaker, StoredConsent},
     row::{FailedRow, Idempotency, OrderKey, Row, Stage, Stored},
     subscription::{SubscriptionEnd, SubscriptionId, SubscriptionQuery, SubscriptionRow},
 };
 use async_trait::async_trait;
-use callback_core::{Dsn, ErrorKind, TaskId};
+use callback_core::{Destination, Dsn, ErrorKind, TaskId};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     fmt,
@@ -50,6 +50,7 @@ struct State {
     /// The messages of each ordering key that hold back the later ones.
     turns: HashMap<OrderKey, BTreeMap<u64, u64>>,
     breakers: HashMap<LaneKey, OpenBreaker>,
+    consents: HashMap<Destination, StoredConsent>,
     subscriptions: BTreeMap<SubscriptionId, Arc<SubscriptionRow>>,
     attachments: HashMap<Dsn, (AttachmentId, AttachmentRow<[u8; 32]>)>,
     /// Pending rows that expire, by when they do.
@@ -266,10 +267,7 @@ impl State {
         match write {
             Write::Insert(row) => self.insert_once(row),
             Write::Publish(event) => Written::Count(self.fan_out(&event)),
-            Write::Subscribe(row) => {
-                self.subscriptions.insert(row.id, row);
-                Written::Done
-            }
+            Write::Subscribe { row, limit } => self.subscribe(row, limit),
             Write::ChangeSubscription(row) => self.change_subscription(&row),
             Write::EndSubscription { id, end, now } => self.end_subscription(id, end, now),
             Write::Confirm { id } => {
@@ -278,6 +276,10 @@ impl State {
                 } else {
                     Written::Unknown
                 }
+            }
+            Write::ConfirmEvent(event) => {
+                let mut deliveries = self.subscriptions.values().map(|row| event.delivery(row));
+                if deliveries.any(|id| self.by_id.contains_key(&id)) { Written::Done } else { Written::Unknown }
             }
             Write::Result { id, token, to, held, now, result, order: _, events } => {
                 let written = self.change(
@@ -342,6 +344,7 @@ impl State {
             Write::Clean { now, before, keyed_before, breakers_before, limit } => {
                 self.breakers.retain(|_, open| open.until >= breakers_before);
                 self.attachments.retain(|_, (_, row)| row.until >= breakers_before);
+                self.consents.retain(|_, consent| consent.until >= breakers_before);
                 let rows = self.clean(before, keyed_before, limit);
                 let spent = self.end_spent(now, limit);
                 Written::Count(rows.max(spent).max(self.clean_subscriptions(before, limit)))
@@ -362,6 +365,10 @@ impl State {
             Write::Rouse { dsn, now, limit } => Written::Count(self.rouse(&dsn, now, limit)),
             Write::Park(parking) => self.park(&parking),
             Write::KeepAttached(keeping) => self.keep_attached(keeping),
+            Write::Consent(consent) => {
+                self.consents.insert(consent.destination.clone(), consent);
+                Written::Done
+            }
             Write::Recover => self.recover(),
             #[cfg(feature = "seal")]
             Write::Seal(_) => Written::Done,
@@ -611,6 +618,10 @@ impl Store for MemoryOutbox {
 
     async fn breakers(&self) -> Result<Vec<OpenBreaker>, OutboxError> {
         Ok(self.state().breakers.values().cloned().collect())
+    }
+
+    async fn consent(&self, destination: &Destination) -> Result<Option<StoredConsent>, OutboxError> {
+        Ok(self.state().consents.get(destination).cloned())
     }
 
     async fn dead_letters(&self, query: &DeadLetterQuery) -> Result<Page<DeadLetter>, OutboxError> {

@@ -14,13 +14,13 @@ use crate::{
     AcceptError,
     clock::Micros,
     dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
-    lane::OpenBreaker,
+    lane::{OpenBreaker, StoredConsent},
     row::Row,
     subscription::{FanOut, SubscriptionId, SubscriptionQuery, SubscriptionRow},
     transaction::Connection,
 };
 use async_trait::async_trait;
-use callback_core::TaskId;
+use callback_core::{Destination, TaskId};
 use lease::Process;
 use sqlx::{
     ConnectOptions, Error, PgPool, SqlSafeStr,
@@ -375,6 +375,10 @@ impl Store for PostgresOutbox {
 
     async fn breakers(&self) -> Result<Vec<OpenBreaker>, OutboxError> {
         read::breakers(&self.0.pool).await.map_err(|error| not_stored(&error))
+    }
+
+    async fn consent(&self, destination: &Destination) -> Result<Option<StoredConsent>, OutboxError> {
+        read::consent(&self.0.pool, destination).await.map_err(|error| not_stored(&error))
     }
 
     async fn dead_letters(&self, query: &DeadLetterQuery) -> Result<Page<DeadLetter>, OutboxError> {

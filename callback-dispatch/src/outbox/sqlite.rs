@@ -11,14 +11,14 @@ use crate::{
     AcceptError,
     clock::Micros,
     dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
-    lane::OpenBreaker,
+    lane::{OpenBreaker, StoredConsent},
     row::Row,
     subscription::{FanOut, SubscriptionId, SubscriptionQuery, SubscriptionRow},
     transaction::Connection,
 };
 use apply::Rows;
 use async_trait::async_trait;
-use callback_core::TaskId;
+use callback_core::{Destination, TaskId};
 use callback_store::{Database, Lock, Migrations, StoreError, SubmitError, WriteError, WriteErrorKind, Writer};
 use std::{
     fmt,
@@ -211,6 +211,10 @@ impl Store for SqliteOutbox {
 
     async fn breakers(&self) -> Result<Vec<OpenBreaker>, OutboxError> {
         Ok(read::breakers(self.0.database.reader()).await?)
+    }
+
+    async fn consent(&self, destination: &Destination) -> Result<Option<StoredConsent>, OutboxError> {
+        Ok(read::consent(self.0.database.reader(), destination).await?)
     }
 
     async fn dead_letters(&self, query: &DeadLetterQuery) -> Result<Page<DeadLetter>, OutboxError> {

@@ -10,7 +10,7 @@ use crate::{
     AcceptError,
     clock::Micros,
     dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
-    lane::{LaneKey, OpenBreaker},
+    lane::{LaneKey, OpenBreaker, StoredConsent},
     row::{FailedRow, Order, OrderKey, Published, Request, Row, Stage, Stored},
     subscription::{Detail, FanOut, KeptSecret, SubscriptionEnd, SubscriptionId, SubscriptionQuery, SubscriptionRow},
     transaction::Connection,
@@ -24,9 +24,9 @@ use attachments::{
     what_waits_for_a_dsn_is_due_when_it_is_attached, what_was_passed_over_by_its_attachment_is_due_soon,
     who_comes_back_shows_the_secret_or_the_one_before, who_was_replaced_keeps_nothing,
 };
-use callback_core::{Dsn, ErrorKind, Message, Payload, TaskId};
+use callback_core::{Destination, Dsn, ErrorKind, Message, Payload, TaskId};
 use futures_util::{FutureExt, future::BoxFuture};
-use std::{collections::BTreeSet, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, num::NonZeroU32, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 /// A clause: it panics on an outbox that does not keep it.
 type Clause = for<'a> fn(&'a dyn Store) -> BoxFuture<'a, ()>;
@@ -62,13 +62,17 @@ const CLAUSES: &[(&str, Clause)] = clauses![
     what_is_not_over_in_time_expires,
     what_ended_long_ago_is_deleted,
     what_is_confirmed_is_stored_and_what_is_not_never_was,
+    an_event_that_is_confirmed_is_stored_and_what_nobody_wants_never_is,
     what_a_claim_took_is_given_back_unless_it_went_on,
     a_claim_takes_what_there_is_room_for_and_one_at_least,
     breakers_of_long_ago_are_deleted,
+    a_consent_is_kept_until_it_was_over_long_ago,
     a_subscription_is_kept_as_it_was_stored,
     a_change_counts_if_nobody_else_changed_it,
     the_first_end_of_a_subscription_wins,
     subscriptions_are_listed_by_owner_a_page_at_a_time,
+    a_page_ends_where_it_has_enough_bytes,
+    an_owner_has_as_many_subscriptions_as_it_may,
     an_event_reaches_those_that_want_it_and_no_others,
     deliveries_of_an_event_share_it_and_have_ids_of_their_own,
     one_for_one_event_gets_one,
@@ -577,6 +581,29 @@ async fn breakers_of_long_ago_are_deleted(store: &dyn Store) {
     assert_eq!(kept.iter().map(|it| &it.lane).collect::<Vec<_>>(), [&lane(OTHER)]);
 }
 
+async fn a_consent_is_kept_until_it_was_over_long_ago(store: &dyn Store) {
+    let consent = |dsn: &str, per_minute, until| {
+        let destination = dsn.parse::<Dsn>().expect("a Dsn").destination();
+        StoredConsent { destination, per_minute: NonZeroU32::new(per_minute), until }
+    };
+    let (limited, other) = (consent(DSN, 1, NOW), consent(OTHER, 7, Micros(NOW.0 + 1)));
+    let stored = async |of: &StoredConsent| store.consent(&of.destination).await.expect("readable");
+    assert_eq!(stored(&limited).await, None);
+    for said in [&limited, &other] {
+        assert!(done(store, Write::Consent(said.clone())).await);
+        assert_eq!(stored(said).await.as_ref(), Some(said));
+    }
+    let unlimited = consent(DSN, 0, NOW);
+    assert!(done(store, Write::Consent(unlimited.clone())).await);
+    assert_eq!(stored(&limited).await.as_ref(), Some(&unlimited), "the last counts");
+    let clean = |breakers_before| Write::Clean { now: NOW, before: NOW, keyed_before: NOW, breakers_before, limit: 10 };
+    count(store, clean(NOW)).await;
+    assert_eq!(stored(&unlimited).await.as_ref(), Some(&unlimited));
+    count(store, clean(Micros(NOW.0 + 1))).await;
+    assert_eq!(stored(&unlimited).await, None);
+    assert_eq!(stored(&other).await.as_ref(), Some(&other));
+}
+
 fn subscription(dsn: &str) -> SubscriptionRow {
     let detail = Detail { meta: serde_json::json!({ "a": 1 }), profile: Some("hal".into()), ..Detail::default() };
     SubscriptionRow {
@@ -613,7 +640,11 @@ fn to_all(event_type: &str, service: Option<&str>) -> FanOut {
 }
 
 async fn subscribe(store: &dyn Store, row: &SubscriptionRow) {
-    assert!(done(store, Write::Subscribe(Arc::new(row.clone()))).await);
+    assert!(done(store, new_subscription(row)).await);
+}
+
+fn new_subscription(row: &SubscriptionRow) -> Write {
+    Write::Subscribe { row: Arc::new(row.clone()), limit: usize::MAX }
 }
 
 async fn publish(store: &dyn Store, event: &FanOut) -> u64 {
@@ -690,6 +721,57 @@ async fn subscriptions_are_listed_by_owner_a_page_at_a_time(store: &dyn Store) {
     assert_eq!((all.items.len(), all.next), (6, None));
 }
 
+async fn a_page_ends_where_it_has_enough_bytes(store: &dyn Store) {
+    const EACH: usize = SubscriptionQuery::BYTES / 4;
+    let meta = serde_json::Value::from("a".repeat(EACH));
+    let mut rows = Vec::new();
+    for _ in 0..5 {
+        let row = subscription(DSN);
+        let detail = Detail { meta: meta.clone(), ..row.detail.clone() };
+        rows.push(SubscriptionRow { detail, ..row });
+    }
+    for row in &rows {
+        subscribe(store, row).await;
+    }
+    let mut query = SubscriptionQuery::default().owner("owner").limit(100);
+    let (mut found, mut sizes) = (Vec::new(), Vec::new());
+    loop {
+        let page = store.subscriptions(&query).await.expect("readable");
+        found.extend(page.items.iter().map(|row| row.id));
+        sizes.push(page.items.len());
+        let Some(next) = page.next else { break };
+        query = query.after(next);
+    }
+    assert_eq!((found, sizes), (rows.iter().map(|row| row.id).collect(), vec![4, 1]));
+    let everybodys = store.subscriptions(&SubscriptionQuery::default()).await.expect("readable");
+    assert_eq!((everybodys.items.len(), everybodys.next.is_some()), (4, true));
+}
+
+async fn an_owner_has_as_many_subscriptions_as_it_may(store: &dyn Store) {
+    let subscribe = async |row: SubscriptionRow| {
+        let subscribe = Write::Subscribe { row: Arc::new(row), limit: 2 };
+        match write(store, subscribe).await.expect("stored") {
+            Written::Done => true,
+            Written::TooMany => false,
+            other => panic!("{other:?}"),
+        }
+    };
+    let ended = subscription(DSN);
+    assert!(subscribe(ended.clone()).await);
+    assert!(subscribe(SubscriptionRow { expires: Micros(NOW.0 + 1), ..subscription(DSN) }).await);
+    assert!(!subscribe(subscription(DSN)).await);
+    assert!(subscribe(SubscriptionRow { owner: Some("other".into()), ..subscription(DSN) }).await);
+    for _ in 0..3 {
+        assert!(subscribe(SubscriptionRow { owner: None, ..subscription(DSN) }).await, "the operator's own");
+    }
+    let end = Write::EndSubscription { id: ended.id, end: SubscriptionEnd::Cancelled, now: NOW };
+    assert!(done(store, end).await);
+    assert!(subscribe(subscription(DSN)).await, "what has ended does not count");
+    let later = || SubscriptionRow { created_at: Micros(NOW.0 + 1), ..subscription(DSN) };
+    assert!(subscribe(later()).await, "nor does what is over");
+    assert!(!subscribe(later()).await);
+}
+
 async fn an_event_reaches_those_that_want_it_and_no_others(store: &dyn Store) {
     let all = wanting(None, &[]);
     let of_type = wanting(None, &["a.b", "c.d"]);
@@ -753,6 +835,24 @@ async fn deliveries_of_an_event_share_it_and_have_ids_of_their_own(store: &dyn S
     let replayed = kept(store, claimed[0].id).await;
     assert_eq!(replayed.result.expect("a message").message, new.message);
     assert_eq!(replayed.dsn, claimed[0].dsn);
+}
+
+async fn an_event_that_is_confirmed_is_stored_and_what_nobody_wants_never_is(store: &dyn Store) {
+    let confirm = async |event: &FanOut| match write(store, Write::ConfirmEvent(Arc::new(event.clone()))).await {
+        Ok(Written::Done) => true,
+        Ok(Written::Unknown) => false,
+        other => panic!("{other:?}"),
+    };
+    let [unwanted, lost, stored] = [(); 3].map(|()| to_all("a.b", None));
+    assert_eq!(publish(store, &unwanted).await, 0);
+    assert!(!confirm(&unwanted).await);
+    subscribe(store, &subscription(DSN)).await;
+    assert!(!confirm(&lost).await);
+    assert_eq!(publish(store, &stored).await, 1);
+    assert!(confirm(&stored).await);
+    assert_eq!(claim(store).await.len(), 1);
+    assert_eq!(publish(store, &lost).await, 1, "its id is free");
+    assert!(confirm(&lost).await);
 }
 
 async fn one_for_one_event_gets_one(store: &dyn Store) {
@@ -882,6 +982,53 @@ async fn published_events_are_stored_with_their_result_and_not_without(store: &d
     assert_eq!(claim(store).await.len(), 3);
 }
 
+/// What rows share is a database's own until a claim reads it.
+async fn a_claim_counts_what_its_rows_share_once(store: &dyn Store) {
+    const BODY: usize = 100_000;
+    for number in 0..4 {
+        let owner = Some((if number < 3 { "many" } else { "one" }).into());
+        let dsn = format!("custom://host{number}/");
+        subscribe(store, &SubscriptionRow { owner, ..subscription(&dsn) }).await;
+    }
+    let publish_at = async |age: i64, owner: Option<&str>| {
+        let event = to_all("a.b", None);
+        let message = event.stored.message.to_builder().payload(vec![b'a'; BODY]).build().expect("a message");
+        let stored = Stored { message, failed: false, traceparent: None, service: None };
+        let (owner, now) = (owner.map(Into::into), Micros(NOW.0 - age));
+        publish(store, &FanOut { stored: Arc::new(stored), owner, now, ..event }).await;
+    };
+    let taken = async |bytes| {
+        let claim =
+            Claim { number: 0, now: NOW, limit: 10, bytes, workers: Vec::new(), left_out: Vec::new(), found: None };
+        take(store, claim).await.len()
+    };
+    publish_at(0, Some("many")).await;
+    assert_eq!(taken(1).await, 1, "the first whatever its size");
+    assert_eq!(taken(BODY + 3 * 1_024).await, 2, "what several share is read once");
+    for age in (1..=4).rev() {
+        publish_at(age, Some("one")).await;
+    }
+    publish_at(0, None).await;
+    assert_eq!(taken(2 * BODY).await, 2, "each event counts");
+    assert_eq!(taken(2 * BODY + 1).await, 2);
+    assert_eq!(taken(usize::MAX).await, 4);
+}
+
+#[tokio::test]
+async fn claims_of_databases_count_what_rows_share() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let outbox = SqliteOutbox::open(directory.path().join("outbox.db")).await.expect("it opens");
+    a_claim_counts_what_its_rows_share_once(&outbox).await;
+    outbox.close().await;
+    #[cfg(feature = "postgres")]
+    {
+        let Some(schema) = super::postgres::tests::Schema::new().await else { return };
+        let outbox = schema.started_and_unheard(super::PostgresOutbox::builder()).await;
+        a_claim_counts_what_its_rows_share_once(&outbox).await;
+        outbox.close().await;
+    }
+}
+
 #[tokio::test]
 async fn memory_keeps_every_clause() {
     for (name, clause) in CLAUSES {
@@ -948,13 +1095,18 @@ enum Fault {
     ExpiresEverything,
     DeletesTooEarly,
     ConfirmsEverything,
+    ConfirmsEvents,
     GivesNothingBack,
     IgnoresSizes,
     KeepsBreakers,
+    KeepsConsents,
+    LosesConsents,
     LosesSubscriptions,
     IgnoresRevisions,
     EndsAgain,
     ListsEverybodys,
+    ListsAllAtOnce,
+    IgnoresLimits,
     IgnoresWishes,
     ChangesSubjects,
     NeverSpent,
@@ -1005,11 +1157,16 @@ const BROKEN: &[(Fault, &str)] = &[
     (Fault::IgnoresSizes, "a_claim_takes_what_there_is_room_for_and_one_at_least"),
     (Fault::GivesNothingBack, "what_a_claim_took_is_given_back_unless_it_went_on"),
     (Fault::ConfirmsEverything, "what_is_confirmed_is_stored_and_what_is_not_never_was"),
+    (Fault::ConfirmsEvents, "an_event_that_is_confirmed_is_stored_and_what_nobody_wants_never_is"),
     (Fault::KeepsBreakers, "breakers_of_long_ago_are_deleted"),
+    (Fault::KeepsConsents, "a_consent_is_kept_until_it_was_over_long_ago"),
+    (Fault::LosesConsents, "a_consent_is_kept_until_it_was_over_long_ago"),
     (Fault::LosesSubscriptions, "a_subscription_is_kept_as_it_was_stored"),
     (Fault::IgnoresRevisions, "a_change_counts_if_nobody_else_changed_it"),
     (Fault::EndsAgain, "the_first_end_of_a_subscription_wins"),
     (Fault::ListsEverybodys, "subscriptions_are_listed_by_owner_a_page_at_a_time"),
+    (Fault::ListsAllAtOnce, "a_page_ends_where_it_has_enough_bytes"),
+    (Fault::IgnoresLimits, "an_owner_has_as_many_subscriptions_as_it_may"),
     (Fault::IgnoresWishes, "an_event_reaches_those_that_want_it_and_no_others"),
     (Fault::ChangesSubjects, "deliveries_of_an_event_share_it_and_have_ids_of_their_own"),
     (Fault::NeverSpent, "one_for_one_event_gets_one"),
@@ -1050,13 +1207,15 @@ impl Broken {
         Some(match (self.fault, write) {
             (Fault::LosesInserts, Write::Insert(_))
             | (Fault::ForgetsBreakers, Write::OpenBreaker(_))
+            | (Fault::LosesConsents, Write::Consent(_))
             | (Fault::KeepsHoldersAtRecovery, Write::Recover)
-            | (Fault::LosesSubscriptions, Write::Subscribe(_))
+            | (Fault::LosesSubscriptions, Write::Subscribe { .. })
             | (Fault::EndsAgain, Write::EndSubscription { .. })
             | (Fault::EndsNothingSpent, Write::Clean { .. })
             | (Fault::ReplaysNothing, Write::Replay { .. })
             | (Fault::DefersNothing, Write::Defer { .. })
             | (Fault::GivesNothingBack, Write::GiveBack { .. })
+            | (Fault::ConfirmsEvents, Write::ConfirmEvent(_))
             | (Fault::ConfirmsEverything, Write::Confirm { .. }) => return None,
             (Fault::ForgetsHolders, Write::Insert(row)) => {
                 Write::Insert(Arc::new(Row { held: false, ..Row::clone(&row) }))
@@ -1093,18 +1252,19 @@ impl Broken {
                 let revision = found.map_or(row.revision, |found| found.revision + 1);
                 Write::ChangeSubscription(Arc::new(SubscriptionRow { revision, ..SubscriptionRow::clone(&row) }))
             }
-            (Fault::IgnoresWishes, Write::Subscribe(row)) => {
+            (Fault::IgnoresWishes, Write::Subscribe { row, .. }) => {
                 let detail = Detail { events: Vec::new(), service: None, ..row.detail.clone() };
-                Write::Subscribe(Arc::new(SubscriptionRow { detail, ..SubscriptionRow::clone(&row) }))
+                new_subscription(&SubscriptionRow { detail, ..SubscriptionRow::clone(&row) })
             }
             (Fault::ChangesSubjects, Write::Publish(event)) => {
                 Write::Publish(Arc::new(FanOut { id: TaskId::new(), ..FanOut::clone(&event) }))
             }
-            (Fault::NeverSpent, Write::Subscribe(row)) => {
-                Write::Subscribe(Arc::new(SubscriptionRow { once: false, ..SubscriptionRow::clone(&row) }))
+            (Fault::IgnoresLimits, Write::Subscribe { row, .. }) => new_subscription(&row),
+            (Fault::NeverSpent, Write::Subscribe { row, .. }) => {
+                new_subscription(&SubscriptionRow { once: false, ..SubscriptionRow::clone(&row) })
             }
-            (Fault::IgnoresOrderOfAll, Write::Subscribe(row)) => {
-                Write::Subscribe(Arc::new(SubscriptionRow { ordered: false, ..SubscriptionRow::clone(&row) }))
+            (Fault::IgnoresOrderOfAll, Write::Subscribe { row, .. }) => {
+                new_subscription(&SubscriptionRow { ordered: false, ..SubscriptionRow::clone(&row) })
             }
             (Fault::IgnoresKeysOfAll, Write::Publish(event)) => {
                 Write::Publish(Arc::new(FanOut { key: None, ..FanOut::clone(&event) }))
@@ -1124,7 +1284,7 @@ impl Broken {
                 let before = Micros(before.0 + 1);
                 Write::Clean { now, before, keyed_before: before, breakers_before, limit }
             }
-            (Fault::KeepsBreakers, Write::Clean { now, before, keyed_before, limit, .. }) => {
+            (Fault::KeepsBreakers | Fault::KeepsConsents, Write::Clean { now, before, keyed_before, limit, .. }) => {
                 Write::Clean { now, before, keyed_before, breakers_before: Micros(i64::MIN), limit }
             }
             (Fault::RousesNothing, Write::Attach(attaching)) => Write::Attach(Attaching { limit: 0, ..attaching }),
@@ -1215,6 +1375,14 @@ impl Store for Broken {
             Fault::ListsEverybodys => {
                 self.inner.subscriptions(&SubscriptionQuery { owner: None, ..query.clone() }).await
             }
+            Fault::ListsAllAtOnce => {
+                let mut all = self.inner.subscriptions(query).await?;
+                while let Some(next) = all.next {
+                    let more = self.inner.subscriptions(&query.clone().after(next)).await?;
+                    all = Page { items: [all.items, more.items].concat(), next: more.next };
+                }
+                Ok(all)
+            }
             _ => self.inner.subscriptions(query).await,
         }
     }
@@ -1247,6 +1415,10 @@ impl Store for Broken {
 
     async fn breakers(&self) -> Result<Vec<OpenBreaker>, OutboxError> {
         self.inner.breakers().await
+    }
+
+    async fn consent(&self, destination: &Destination) -> Result<Option<StoredConsent>, OutboxError> {
+        self.inner.consent(destination).await
     }
 
     async fn next_expiry(&self) -> Result<Option<Micros>, OutboxError> {

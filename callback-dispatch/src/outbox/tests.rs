@@ -468,7 +468,7 @@ impl Outboxes {
                     },
                 };
                 self.subscriptions.push(row.id);
-                Write::Subscribe(Arc::new(row))
+                Write::Subscribe { row: Arc::new(row), limit: 3 }
             }
             Step::ChangeSubscription { subscription, stale, active, event } => {
                 let id = self.subscription_id(subscription);

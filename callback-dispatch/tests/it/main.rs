@@ -9,6 +9,7 @@ mod cancellation;
 mod clock;
 mod close;
 mod completion;
+mod consent;
 mod custom_sink;
 mod dead_letters;
 mod delivery;

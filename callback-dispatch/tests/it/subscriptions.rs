@@ -21,12 +21,14 @@ on_each_outbox!(
     one_that_is_paused_misses_what_happens_meanwhile,
     a_lease_that_is_over_ends_it_and_one_that_is_renewed_does_not,
     a_dsn_that_is_gone_ends_its_subscriptions,
+    one_for_one_event_that_is_answered_gone_ends_so,
     what_waits_for_a_cancelled_one_is_not_attempted,
     what_a_cancelled_one_has_in_hand_is_not_attempted,
     an_ordered_one_gets_its_events_numbered_and_in_order,
     a_subscriptions_own_secret_signs,
     a_rotated_secret_signs_beside_the_new_one_for_a_while,
     what_cannot_be_used_is_refused_with_all_that_is_wrong,
+    an_owner_has_no_more_subscriptions_than_it_may,
     a_validator_judges_subscriptions,
     one_that_has_ended_cannot_be_changed,
     a_page_goes_on_where_the_last_one_ended,
@@ -184,6 +186,21 @@ async fn a_dsn_that_is_gone_ends_its_subscriptions(home: Home) {
     }
 }
 
+async fn one_for_one_event_that_is_answered_gone_ends_so(home: Home) {
+    let sink = MemorySink::new();
+    sink.fail("gone", SinkError::gone("no more"));
+    let dispatcher = start(home.builder().await.sink(sink)).await;
+    let once = create(&dispatcher, to("gone").once()).await;
+    publish(&dispatcher, happened("x")).await;
+    let end = loop {
+        if let SubscriptionState::Ended(end) = state(&dispatcher, &once).await {
+            break end;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(end, SubscriptionEnd::Gone);
+}
+
 async fn what_waits_for_a_cancelled_one_is_not_attempted(home: Home) {
     let (sent, mut got) = tokio::sync::mpsc::unbounded_channel();
     let sink = CustomSink::new(move |given| {
@@ -324,6 +341,11 @@ async fn what_cannot_be_used_is_refused_with_all_that_is_wrong(home: Home) {
     check_violations(subscriptions.create(to("a").secret("whsec_x").profile("os1")).await, &["/secret"]);
     let deep = (0..200).fold(json!(1), |value, _| json!([value]));
     check_violations(subscriptions.create(to("a").meta(deep)).await, &["/meta"]);
+    let large = |bytes: usize| json!("a".repeat(bytes - 2));
+    check_violations(subscriptions.create(to("a").meta(large((64 << 10) + 1))).await, &["/meta"]);
+    let largest = create(&dispatcher, to("a").meta(large(64 << 10))).await.id();
+    let larger = subscriptions.update(largest, SubscriptionChange::new().meta(large((64 << 10) + 1))).await;
+    assert!(matches!(larger, Err(ChangeError::Invalid(_))), "{larger:?}");
     let unknown = subscriptions.create(to("a").profile("nobody's")).await;
     assert!(matches!(unknown, Err(AcceptError::Profile(name)) if name == "nobody's"));
     for owner in ["", "a\nb", &"x".repeat(256)] {
@@ -338,6 +360,18 @@ async fn what_cannot_be_used_is_refused_with_all_that_is_wrong(home: Home) {
     assert_eq!(violations.iter().count(), 2);
     let none: Option<&str> = None;
     subscriptions.update(id, SubscriptionChange::new().service(none).events(["a.b"])).await.expect("changed");
+}
+
+async fn an_owner_has_no_more_subscriptions_than_it_may(home: Home) {
+    let dispatcher = start(home.builder().await.sink(MemorySink::new()).subscription_limit(2)).await;
+    let subscriptions = dispatcher.subscriptions();
+    let first = create(&dispatcher, to("a").owner("acme")).await.id();
+    create(&dispatcher, to("a").owner("acme")).await;
+    let more = subscriptions.create(to("a").owner("acme")).await;
+    assert!(matches!(more, Err(AcceptError::TooMany { limit: 2 })), "{more:?}");
+    create(&dispatcher, to("a").owner("other")).await;
+    subscriptions.cancel(first).await.expect("cancelled");
+    create(&dispatcher, to("a").owner("acme")).await;
 }
 
 async fn a_validator_judges_subscriptions(home: Home) {

@@ -44,6 +44,8 @@ kinds! {
         "What has ended cannot be cancelled."
     SUBSCRIPTION_OVER "subscription-over" 403 "The subscription has ended"
         "What has ended is neither changed nor cancelled."
+    SUBSCRIPTIONS_TOO_MANY "subscriptions-too-many" 403 "The caller has too many subscriptions"
+        "It has as many as it may have. The detail names the limit: one must end before another is made."
     NOT_FOUND "not-found" 404 "There is no such resource"
         "It is unknown, no longer kept, or not the caller's."
     NO_RESULT_YET "no-result-yet" 404 "There is no result yet"
@@ -192,6 +194,8 @@ impl Refusal {
             AcceptError::Overloaded { retry_after } => Self::new(OVERLOADED).retry_after(*retry_after),
             AcceptError::Closed => Self::new(OVERLOADED).retry_after(SECOND),
             AcceptError::TooLarge { limit } => Self::too_large(*limit),
+            AcceptError::TooMany { limit } => Self::new(SUBSCRIPTIONS_TOO_MANY)
+                .detail(format!("The caller has {limit} subscriptions, and may have no more.")),
             AcceptError::Outbox(error) => Self::outbox(error),
             other => {
                 tracing::error!(error = %other, "a request could not be accepted");

@@ -14,6 +14,7 @@ mod nested;
 mod round_trip;
 
 mod answers;
+mod consent;
 mod hostile_receivers;
 mod policy;
 mod sink;

@@ -470,3 +470,25 @@ async fn a_body_with_a_content_coding_is_refused() {
         assert!(!reply.headers.contains_key("accept-patch"));
     }
 }
+
+#[tokio::test]
+async fn a_caller_that_has_as_many_as_it_may_is_told_so() {
+    let api = Api::with(|dispatcher| dispatcher.subscription_limit(1), |router| router).await;
+    let href = created(&api.post(&json!({ "callbackUrl": api.callback() })).await);
+    let reply = api.post(&json!({ "callbackUrl": api.callback() })).await;
+    let problem = check_problem(&reply, 403, "subscriptions-too-many");
+    assert_eq!(problem["detail"], "The caller has 1 subscriptions, and may have no more.");
+    assert_eq!(api.send(Method::DELETE, &href, &[ACME], "").await.status, StatusCode::ACCEPTED);
+    created(&api.post(&json!({ "callbackUrl": api.callback() })).await);
+}
+
+#[tokio::test]
+async fn a_value_of_the_callers_that_is_too_large_is_named() {
+    let api = Api::with(|dispatcher| dispatcher, |router| router.body_limit(1 << 20)).await;
+    let meta = "a".repeat(64 << 10);
+    let body = json!({ "callbackUrl": api.callback(), "meta": meta });
+    let problem = check_problem(&api.post(&body).await, 422, "invalid-member");
+    assert_eq!(problem["errors"], json!([{ "pointer": "#/meta", "detail": "is larger than 65536 bytes" }]));
+    let href = created(&api.post(&json!({ "callbackUrl": api.callback(), "meta": { "a": 1 } })).await);
+    check_problem(&api.patch(&href, &json!({ "meta": { "b": meta } })).await, 422, "invalid-member");
+}

@@ -1,12 +1,14 @@
 //! A store whose answers are lost.
 
 use crate::{
-    AcceptError, Dispatcher, Event, Interrupted, MemoryOutbox, Task, TaskState, Work, Worker,
+    AcceptError, Dispatcher, Event, Interrupted, MemoryOutbox, NewSubscription, Task, TaskState, TokioClock, Work,
+    Worker,
+    clock::Micros,
     engine::faulty::Faulty,
     outbox::{Claim, Store, Write},
     row::Published,
 };
-use callback_core::MemorySink;
+use callback_core::{MemorySink, SinkError};
 use std::{
     sync::{
         Arc,
@@ -136,7 +138,7 @@ fn take_over(outbox: &MemoryOutbox) {
         outbox,
         Write::Claim(Claim {
             number: 0,
-            now: crate::clock::Micros(i64::MAX - 1),
+            now: Micros(i64::MAX - 1),
             limit: 1,
             bytes: usize::MAX,
             workers,
@@ -197,4 +199,65 @@ async fn what_a_claim_took_though_nobody_said_so_is_given_back_and_delivered_onc
     timeout(Duration::from_secs(60), sink.next("events")).await.expect("it is delivered");
     sleep(Duration::from_secs(600)).await;
     assert!(sink.take("events").is_empty());
+}
+
+/// A dispatcher with one subscriber, `memory://events`.
+async fn subscribed(outbox: &Faulty) -> (Dispatcher, MemorySink) {
+    let sink = MemorySink::new();
+    let builder = Dispatcher::builder(outbox.clone()).sink(sink.clone()).clock(TokioClock::default());
+    let dispatcher = builder.start().await.expect("started");
+    let new = NewSubscription::new("memory://events".parse().expect("a valid Dsn"));
+    dispatcher.subscriptions().create(new).await.expect("created");
+    (dispatcher, sink)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_was_stored_though_nobody_said_so_is_published() {
+    let outbox = Faulty::default();
+    let (dispatcher, sink) = subscribed(&outbox).await;
+    outbox.faults.lose("publish", store);
+    let id = dispatcher.publish(Event::new("a.b", "event")).await.expect("published");
+    let delivered = timeout(Duration::from_secs(60), sink.next("events")).await.expect("it is delivered");
+    assert_eq!(delivered.message.event_id(), &id);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_was_not_stored_is_said_to_be_so() {
+    let outbox = Faulty::default();
+    let (dispatcher, sink) = subscribed(&outbox).await;
+    outbox.faults.lose("publish", |_, _| {});
+    assert!(!is_unknown(dispatcher.publish(Event::new("a.b", "event")).await));
+    sleep(Duration::from_secs(600)).await;
+    assert!(sink.take("events").is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_is_not_known_within_five_seconds_is_delivered_all_the_same_if_it_was_stored() {
+    let outbox = Faulty::default();
+    let (dispatcher, sink) = subscribed(&outbox).await;
+    let faults = Arc::clone(&outbox.faults);
+    outbox.faults.lose("publish", move |inner, write| {
+        store(inner, write);
+        faults.fails.store(true, Ordering::SeqCst);
+    });
+    let begun = Instant::now();
+    assert!(is_unknown(dispatcher.publish(Event::new("a.b", "event")).await));
+    assert_eq!(begun.elapsed(), Duration::from_secs(5));
+    outbox.faults.fails.store(false, Ordering::SeqCst);
+    timeout(Duration::from_secs(60), sink.next("events")).await.expect("it is delivered");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_of_unknown_outcome_expires_in_time() {
+    let outbox = Faulty::default();
+    let (dispatcher, sink) = subscribed(&outbox).await;
+    sink.fail("events", SinkError::unavailable("down"));
+    outbox.faults.lose("publish", store);
+    let event = Event::new("a.b", "event").expires_in(Duration::from_secs(2));
+    dispatcher.publish(event).await.expect("published");
+    let waiting = async || outbox.inner.depth(Micros(0)).await.expect("readable").0;
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(waiting().await, 1, "it waits for its retry");
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(waiting().await, 0);
 }

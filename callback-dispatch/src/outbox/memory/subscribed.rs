@@ -42,6 +42,17 @@ impl State {
         count
     }
 
+    pub(super) fn subscribe(&mut self, row: Arc<SubscriptionRow>, limit: usize) -> Written {
+        let counts = |known: &&Arc<SubscriptionRow>| {
+            known.owner == row.owner && known.ended.is_none() && known.expires > row.created_at
+        };
+        if row.owner.is_some() && self.subscriptions.values().filter(counts).count() >= limit {
+            return Written::TooMany;
+        }
+        self.subscriptions.insert(row.id, row);
+        Written::Done
+    }
+
     pub(super) fn change_subscription(&mut self, new: &SubscriptionRow) -> Written {
         let known = self.subscriptions.get_mut(&new.id).filter(|row| row.ended.is_none());
         let Some(row) = known.filter(|row| row.revision + 1 == new.revision) else { return Written::Superseded };
@@ -75,8 +86,15 @@ impl State {
         let after = query.after.map_or(Bound::Unbounded, Bound::Excluded);
         let rows = self.subscriptions.range((after, Bound::Unbounded)).map(|(_, row)| row);
         let of_owner = rows.filter(|row| query.owner.is_none() || query.owner.as_deref() == row.owner.as_deref());
-        let items: Vec<SubscriptionRow> = of_owner.take(query.limit).map(|row| SubscriptionRow::clone(row)).collect();
-        let last = items.last().filter(|_| items.len() == query.limit);
+        let mut bytes = 0_usize;
+        let fits = |row: &&Arc<SubscriptionRow>| {
+            let before = bytes;
+            bytes = bytes.saturating_add(row.kept().len());
+            before < SubscriptionQuery::BYTES
+        };
+        let items: Vec<SubscriptionRow> =
+            of_owner.take(query.limit).take_while(fits).map(|row| SubscriptionRow::clone(row)).collect();
+        let last = items.last().filter(|_| items.len() == query.limit || bytes >= SubscriptionQuery::BYTES);
         let next = last.map(|row| Cursor { since: row.created_at, id: row.id.0 });
         Page { items, next }
     }

@@ -10,13 +10,13 @@ use super::{apply::uuid, text};
 use crate::{
     clock::Micros,
     dead_letter::{Cursor, DeadLetter, DeadLetterQuery, Page},
-    lane::{LaneKey, OpenBreaker},
+    lane::{LaneKey, OpenBreaker, StoredConsent},
     outbox::codec::Codec,
     row::{FailedRow, Idempotency, Order, OrderKey, Row, Stage},
 };
 use callback_core::{Destination, ErrorKind, Phase, TaskId};
 use sqlx::{Error, PgPool, Row as _, postgres::PgRow, query, query_scalar, types::Uuid};
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, num::NonZeroU32, sync::Arc, time::Duration};
 
 pub(super) const NEXT_DUE: &str =
     "SELECT min(due) FROM callback_outbox WHERE stage < 10 AND holder IS NULL AND due > $1 AND due < $2";
@@ -80,6 +80,20 @@ fn breaker(line: &PgRow) -> Result<OpenBreaker, Error> {
     let owner = line.try_get::<Option<String>, _>("owner")?.map(|owner| text::read(owner).into());
     let lane = LaneKey { owner, destination };
     Ok(OpenBreaker { lane, times: number(line, "times")?, until: Micros(line.try_get("until")?) })
+}
+
+const CONSENT: &str = "SELECT per_minute, until FROM callback_consent WHERE destination = $1";
+
+pub(super) async fn consent(pool: &PgPool, destination: &Destination) -> Result<Option<StoredConsent>, Error> {
+    let Some(line) = query(CONSENT).bind(destination.as_str()).fetch_optional(pool).await? else { return Ok(None) };
+    let per_minute = match line.try_get::<Option<i64>, _>("per_minute")? {
+        Some(_) => {
+            let requests = NonZeroU32::new(number(&line, "per_minute")?);
+            Some(requests.ok_or_else(|| unreadable("per_minute")("it is 0".to_owned()))?)
+        }
+        None => None,
+    };
+    Ok(Some(StoredConsent { destination: destination.clone(), per_minute, until: Micros(line.try_get("until")?) }))
 }
 
 pub(super) async fn find(pool: &PgPool, codec: &Codec, id: TaskId) -> Result<Option<Row>, Error> {

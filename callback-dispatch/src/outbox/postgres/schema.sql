@@ -114,6 +114,16 @@ CREATE TABLE callback_attachment (
 
 CREATE INDEX callback_attachment_until ON callback_attachment (until);
 
+-- Destinations that let us send to them.
+CREATE TABLE callback_consent (
+    destination TEXT   PRIMARY KEY,
+    -- how many requests; any number if NULL
+    per_minute  BIGINT,
+    until       BIGINT NOT NULL
+);
+
+CREATE INDEX callback_consent_until ON callback_consent (until);
+
 -- The keys that values here are sealed with, each with a proof: nothing, sealed.
 CREATE TABLE callback_seal (
     key   TEXT  PRIMARY KEY,
@@ -151,6 +161,8 @@ CREATE TABLE callback_subscription (
 );
 
 CREATE INDEX callback_subscription_owner ON callback_subscription (owner, id);
+-- Those of an owner that count.
+CREATE INDEX callback_subscription_live ON callback_subscription (owner, expires) WHERE ended IS NULL;
 CREATE INDEX callback_subscription_address ON callback_subscription (address) WHERE ended IS NULL;
 CREATE INDEX callback_subscription_spent ON callback_subscription (id) WHERE spent AND ended IS NULL;
 CREATE INDEX callback_subscription_ended ON callback_subscription (ended_at) WHERE ended IS NOT NULL;

@@ -387,6 +387,29 @@ async fn a_row_whose_transaction_is_open_is_not_said_to_be_unknown() {
 }
 
 #[tokio::test]
+async fn an_event_whose_transaction_is_open_is_not_said_to_be_unknown() {
+    let Some(schema) = Schema::new().await else { return };
+    let outbox = schema.open().await;
+    subscribe(&outbox, &subscription("custom://a/")).await;
+    for commits in [true, false] {
+        let event = to_all();
+        let mut stranger = schema.stranger().await;
+        let mut open = stranger.begin().await.expect("a transaction");
+        let published = outbox.publish_in(Connection::Postgres(&mut open), &event).await.expect("stored");
+        assert_eq!(published, 1);
+        let confirm = || write(&outbox, Write::ConfirmEvent(Arc::new(event.clone())));
+        assert!(matches!(confirm().await, Ok(Written::NotYet)), "it may be stored yet");
+        if commits {
+            open.commit().await.expect("committed");
+        } else {
+            open.rollback().await.expect("rolled back");
+        }
+        let known = confirm().await.expect("stored");
+        assert!(matches!((commits, &known), (true, Written::Done) | (false, Written::Unknown)), "{known:?}");
+    }
+}
+
+#[tokio::test]
 async fn what_a_claim_took_is_given_back_once_its_transaction_is_over() {
     let Some(schema) = Schema::new().await else { return };
     let (outbox, other) = (schema.started().await, schema.started().await);
@@ -781,7 +804,8 @@ fn subscription(dsn: &str) -> SubscriptionRow {
 }
 
 async fn subscribe(outbox: &PostgresOutbox, row: &SubscriptionRow) {
-    assert!(write(outbox, Write::Subscribe(Arc::new(row.clone()))).await.expect("stored").is_done());
+    let subscribe = Write::Subscribe { row: Arc::new(row.clone()), limit: usize::MAX };
+    assert!(write(outbox, subscribe).await.expect("stored").is_done());
 }
 
 fn to_all() -> FanOut {

@@ -105,6 +105,16 @@ CREATE TABLE callback_attachment (
 
 CREATE INDEX callback_attachment_until ON callback_attachment (until);
 
+-- Destinations that let us send to them.
+CREATE TABLE callback_consent (
+    destination TEXT    NOT NULL PRIMARY KEY,
+    -- how many requests; any number if NULL
+    per_minute  INTEGER,
+    until       INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX callback_consent_until ON callback_consent (until);
+
 -- The keys that values here are sealed with, each with a proof: nothing, sealed.
 CREATE TABLE callback_seal (
     key   TEXT NOT NULL PRIMARY KEY,
@@ -142,6 +152,8 @@ CREATE TABLE callback_subscription (
 ) STRICT;
 
 CREATE INDEX callback_subscription_owner ON callback_subscription (owner, id);
+-- Those of an owner that count.
+CREATE INDEX callback_subscription_live ON callback_subscription (owner, expires, ended) WHERE ended IS NULL;
 CREATE INDEX callback_subscription_address ON callback_subscription (address) WHERE ended IS NULL;
 CREATE INDEX callback_subscription_spent ON callback_subscription (id) WHERE spent AND ended IS NULL;
 CREATE INDEX callback_subscription_ended ON callback_subscription (ended_at) WHERE ended IS NOT NULL;

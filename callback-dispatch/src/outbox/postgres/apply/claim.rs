@@ -18,7 +18,7 @@ pub(super) const LOOKED_THROUGH: i64 = 1_024;
 /// How many rows of one lane are taken where lanes are asked one by one.
 pub(super) const A_LANE: i64 = 16;
 
-/// About how many bytes a row takes in memory. It is not read for that.
+/// About how many bytes a row takes in memory, the event that it delivers, and the bytes of that. It is not read for that.
 macro_rules! size {
     ($row:literal) => {
         concat!(
@@ -31,20 +31,36 @@ macro_rules! size {
             $row,
             "result), 0) + coalesce(octet_length(",
             $row,
-            "result_body), 0) AS size"
+            "result_body), 0) \
+             + coalesce((SELECT octet_length(s.detail) FROM callback_subscription AS s WHERE s.id = ",
+            $row,
+            "subscription), 0) AS own, ",
+            $row,
+            "payload, \
+             coalesce((SELECT octet_length(p.head)::bigint + octet_length(p.body) FROM callback_payload AS p \
+                       WHERE p.id = ",
+            $row,
+            "payload), 0) AS shared"
         )
     };
 }
 
-/// Takes of `found` what there is room for: in its order, and the first whatever its size.
+/// Takes of `found` what there is room for: in its order, and the first whatever its size. An event counts with the first
+/// row that delivers it: it is read once.
 macro_rules! take {
     ($holder:literal, $claim:literal, $room:literal) => {
         concat!(
-            "taken AS MATERIALIZED ( \
-                SELECT seq FROM (SELECT seq, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before FROM found) AS counted \
+            "numbered AS MATERIALIZED (SELECT *, row_number() OVER () AS place FROM found), \
+             sized AS MATERIALIZED ( \
+                SELECT seq, place, CASE WHEN payload IS NULL THEN own \
+                    WHEN array_position((SELECT array_agg(payload) FROM numbered), payload) < place THEN own \
+                    ELSE own + shared END AS size FROM numbered), \
+             taken AS MATERIALIZED ( \
+                SELECT seq, size \
+                FROM (SELECT seq, size, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before FROM sized) AS counted \
                 WHERE before < ", $room, "::bigint) \
              UPDATE callback_outbox AS o SET holder = ", $holder, ", claim = ", $claim, ", token = token + 1 \
-             FROM taken WHERE o.seq = taken.seq RETURNING o.*"
+             FROM taken WHERE o.seq = taken.seq RETURNING o.*, taken.size"
         )
     };
 }
@@ -75,7 +91,7 @@ pub(super) const CLAIM_LANES: &str = concat!(
                 WHERE o.stage = 3 AND o.holder IS NULL AND o.lane > l.lane) \
         FROM lanes AS l WHERE l.lane <= $5), \
     found AS MATERIALIZED ( \
-        SELECT i.seq, i.size FROM lanes AS l CROSS JOIN LATERAL ( \
+        SELECT i.seq, i.own, i.payload, i.shared FROM lanes AS l CROSS JOIN LATERAL ( \
             SELECT seq, ",
     size!(""),
     " FROM callback_outbox \
@@ -181,8 +197,8 @@ pub(super) async fn claim(
 
 /// How many bytes are left.
 fn room(bytes: usize, taken: &[PgRow]) -> i64 {
-    let length = |line: &PgRow, column| line.try_get::<Option<&[u8]>, _>(column).ok().flatten().map_or(0, <[u8]>::len);
-    let size =
-        |line| 1_024 + ["work", "work_body", "result", "result_body"].map(|it| length(line, it)).iter().sum::<usize>();
-    count(bytes.saturating_sub(taken.iter().map(size).sum()))
+    let size = |line: &PgRow| line.try_get("size").ok().and_then(|size: i64| usize::try_from(size).ok());
+    count(
+        bytes.saturating_sub(taken.iter().map(|line| size(line).unwrap_or(usize::MAX)).fold(0, usize::saturating_add)),
+    )
 }

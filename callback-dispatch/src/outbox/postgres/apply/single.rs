@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     clock::Micros,
-    lane::{LaneKey, OpenBreaker},
+    lane::{LaneKey, OpenBreaker, StoredConsent},
     outbox::{
         PullIn, Write, Written,
         codec::Pair,
@@ -105,6 +105,14 @@ pub(super) const CLEAN_BREAKERS: &str = "\
         SELECT lane FROM callback_breaker WHERE until < $1 ORDER BY until LIMIT $2 FOR UPDATE SKIP LOCKED) \
     DELETE FROM callback_breaker AS b USING old WHERE b.lane = old.lane";
 
+const CONSENT: &str = "INSERT INTO callback_consent (destination, per_minute, until) VALUES ($1, $2, $3) \
+    ON CONFLICT (destination) DO UPDATE SET per_minute = excluded.per_minute, until = excluded.until";
+
+const CLEAN_CONSENTS: &str = "\
+    WITH old AS MATERIALIZED ( \
+        SELECT destination FROM callback_consent WHERE until < $1 ORDER BY until LIMIT $2 FOR UPDATE SKIP LOCKED) \
+    DELETE FROM callback_consent AS c USING old WHERE c.destination = old.destination";
+
 pub(super) const KNOWN: &str = "SELECT id, request FROM callback_outbox WHERE idempotency = $1";
 
 pub(super) const PURGE: &str = "DELETE FROM callback_outbox WHERE stage = 12 AND id = ANY ($1::uuid[]) \
@@ -118,10 +126,11 @@ pub(super) async fn single(connection: &mut PgConnection, by: By<'_>, write: &Wr
         Write::Result { .. } | Write::Settle(_) => unreachable!("comes in numbers"),
         Write::Insert(row) => insert_once(connection, by, row).await,
         Write::Publish(event) => Ok(Written::Count(fan_out(connection, by, event).await?)),
-        Write::Subscribe(row) => subscribe(connection, by, row).await,
+        Write::Subscribe { row, limit } => subscribe(connection, by, row, *limit).await,
         Write::ChangeSubscription(row) => change_subscription(connection, by, row).await,
         Write::EndSubscription { id, end, now } => end_subscription(connection, *id, *end, *now).await,
-        Write::Confirm { id } => confirm(connection, *id).await,
+        Write::Confirm { id } => confirm(connection, CONFIRM, *id).await,
+        Write::ConfirmEvent(event) => confirm(connection, CONFIRM_EVENT, event.id).await,
         Write::Defer { id, token, events } => {
             let sql = "UPDATE callback_outbox SET stage = 2, holder = NULL, due = $1 \
                        WHERE id = $2 AND token = $3 AND stage <= 1";
@@ -180,8 +189,10 @@ pub(super) async fn single(connection: &mut PgConnection, by: By<'_>, write: &Wr
             let clean = query(CLEAN_BREAKERS).bind(breakers_before.0).bind(count(*limit));
             let breakers = clean.execute(&mut *connection).await?.rows_affected();
             let clean = query(CLEAN_ATTACHMENTS).bind(breakers_before.0).bind(count(*limit));
-            let attachments = clean.execute(connection).await?.rows_affected();
-            let counts = [breakers, attachments, spent, subscriptions, old.len() as u64];
+            let attachments = clean.execute(&mut *connection).await?.rows_affected();
+            let clean = query(CLEAN_CONSENTS).bind(breakers_before.0).bind(count(*limit));
+            let consents = clean.execute(connection).await?.rows_affected();
+            let counts = [breakers, attachments, consents, spent, subscriptions, old.len() as u64];
             Ok(Written::Count(counts.into_iter().fold(0, u64::max)))
         }
         Write::Age { lanes, before, now, limit } => age(connection, lanes, *before, *now, *limit).await,
@@ -203,6 +214,11 @@ pub(super) async fn single(connection: &mut PgConnection, by: By<'_>, write: &Wr
         }
         Write::CloseBreaker(lane) => {
             query("DELETE FROM callback_breaker WHERE lane = $1").bind(lane.number()).execute(connection).await?;
+            Ok(Written::Done)
+        }
+        Write::Consent(StoredConsent { destination, per_minute, until }) => {
+            let insert = query(CONSENT).bind(destination.as_str()).bind(per_minute.map(|it| i64::from(it.get())));
+            insert.bind(until.0).execute(connection).await?;
             Ok(Written::Done)
         }
         Write::Claim(asked) => Ok(Written::Claimed(match by.holder {
@@ -227,14 +243,19 @@ pub(super) async fn single(connection: &mut PgConnection, by: By<'_>, write: &Wr
     }
 }
 
+const CONFIRM: &str = "\
+    INSERT INTO callback_outbox (id, stage, token, due, attempts, starts, accepted_at, first_due, expires) \
+    VALUES ($1, 13, 0, 0, 0, 0, 0, 0, 0) ON CONFLICT (id) DO NOTHING";
+
+const CONFIRM_EVENT: &str =
+    "INSERT INTO callback_payload (id, head, body) VALUES ($1, '', '') ON CONFLICT (id) DO NOTHING";
+
 /// The transaction of a row that nobody sees may be open still, its connection lost in the commit: whoever stores the same
 /// id waits for it. That is tried for a moment, so that no other write waits for long.
-async fn confirm(connection: &mut PgConnection, id: TaskId) -> Result<Written, Error> {
+async fn confirm(connection: &mut PgConnection, insert: &'static str, id: TaskId) -> Result<Written, Error> {
     let mut tried = connection.begin().await?;
     query("SET LOCAL lock_timeout = 50").execute(&mut *tried).await?;
-    let sql = "INSERT INTO callback_outbox (id, stage, token, due, attempts, starts, accepted_at, first_due, expires) \
-               VALUES ($1, 13, 0, 0, 0, 0, 0, 0, 0) ON CONFLICT (id) DO NOTHING";
-    let inserted = query(sql).bind(uuid(id)).execute(&mut *tried).await;
+    let inserted = query(insert).bind(uuid(id)).execute(&mut *tried).await;
     tried.rollback().await?;
     match inserted {
         Ok(inserted) if inserted.rows_affected() == 0 => Ok(Written::Done),

@@ -14,6 +14,10 @@ use callback_core::Dsn;
 use sqlx::{Error, PgConnection, query, query_scalar, types::Uuid};
 use std::collections::BTreeSet;
 
+/// Whether an owner has as many as it may have.
+pub(super) const IS_FULL: &str = "SELECT count(*) >= $3 FROM (SELECT 1 FROM callback_subscription \
+    WHERE owner = $1 AND ended IS NULL AND expires > $2 LIMIT $3) AS live";
+
 pub(super) const CHANGE: &str = "UPDATE callback_subscription SET revision = $1, active = $2, expires = $3, detail = $4 \
     WHERE id = $5 AND revision = $6 AND ended IS NULL";
 
@@ -54,7 +58,14 @@ pub(super) async fn subscribe(
     connection: &mut PgConnection,
     by: By<'_>,
     row: &SubscriptionRow,
+    limit: usize,
 ) -> Result<Written, Error> {
+    if let Some(owner) = row.owner.as_deref() {
+        let is_full = query_scalar(IS_FULL).bind(stored(owner)).bind(row.created_at.0).bind(count(limit));
+        if is_full.fetch_one(&mut *connection).await? {
+            return Ok(Written::TooMany);
+        }
+    }
     let detail = by.codec.encode_subscription(row).map_err(not_sealed)?;
     let lane = LaneKey { owner: row.owner.clone(), destination: row.dsn.destination() };
     let insert = "INSERT INTO callback_subscription (id, number, revision, owner, destination, lane, address, once, \

@@ -7,7 +7,9 @@ use super::{
     fan_out::{FAN_OUT, FORGET_PAYLOADS, GOT_IT, LOCK_WANTING, LOCKS_OF_WANTING},
     order::{ENQUEUE, QUEUE, RELEASE_NEXT},
     single::{AGE, CLEAN, CLEAN_KEYED, EXPIRE, KNOWN, NOT_BEYOND, PURGE, REPLAY, WAIT_FROM_NOW},
-    subscription::{CHANGE, DELETE_UNUSED, END, END_ALL_TO, END_SPENT, FORGET_INTERESTS, LOCK_ENDED, LOCK_EXPIRED},
+    subscription::{
+        CHANGE, DELETE_UNUSED, END, END_ALL_TO, END_SPENT, FORGET_INTERESTS, IS_FULL, LOCK_ENDED, LOCK_EXPIRED,
+    },
     *,
 };
 use sqlx::{AssertSqlSafe, Connection, Executor};
@@ -171,8 +173,9 @@ async fn those_who_want_an_event_are_found_by_their_index() {
     check_all(LOCK_EXPIRED, "1000 200", &["callback_subscription_expires", unused]).await;
     check_all(read::PAYLOADS, "one", &["callback_payload_id_key"]).await;
     check_all(read::SUBSCRIPTIONS, "one", &["callback_subscription_id_key"]).await;
-    check_all(read::PAGE, "id 100", &["callback_subscription_id_key"]).await;
-    check_all(read::PAGE_OF_OWNER, "id 100 name", &["callback_subscription_owner"]).await;
+    check_all(read::PAGE, "id 100 1000", &["callback_subscription_id_key", "callback_subscription_pkey"]).await;
+    check_all(read::PAGE_OF_OWNER, "id 100 1000 name", &["callback_subscription_owner"]).await;
+    check_all(IS_FULL, "name 1 10000", &["callback_subscription_live"]).await;
 }
 
 #[tokio::test]

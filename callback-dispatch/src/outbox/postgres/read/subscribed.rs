@@ -21,17 +21,29 @@ pub(in super::super) const PAYLOADS: &str = "SELECT * FROM callback_payload WHER
 
 pub(in super::super) const SUBSCRIPTIONS: &str = "SELECT * FROM callback_subscription WHERE id = ANY ($1)";
 
-pub(in super::super) const PAGE: &str = "SELECT * FROM callback_subscription WHERE id > $1 ORDER BY id LIMIT $2";
+/// As many as there is room for, and one at least: what is sized is not read.
+macro_rules! page {
+    ($found:literal) => {
+        concat!(
+            "SELECT s.* FROM (SELECT seq, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before FROM \
+                              (SELECT seq, octet_length(detail) AS size FROM callback_subscription WHERE ",
+            $found,
+            " ORDER BY id LIMIT $2) AS page) AS f JOIN callback_subscription AS s ON s.seq = f.seq WHERE f.before < $3"
+        )
+    };
+}
 
-pub(in super::super) const PAGE_OF_OWNER: &str =
-    "SELECT * FROM callback_subscription WHERE id > $1 AND owner = $3 ORDER BY id LIMIT $2";
+pub(in super::super) const PAGE: &str = page!("id > $1");
+
+pub(in super::super) const PAGE_OF_OWNER: &str = page!("id > $1 AND owner = $4");
 
 /// What several lines refer to, read once. Nothing is asked for unless a line refers to something.
 #[derive(Default)]
 pub(in super::super) struct Shared {
     /// With the number of lines that refer to it.
     payloads: HashMap<Uuid, (Arc<Stored>, usize)>,
-    subscriptions: HashMap<Uuid, Arc<SubscriptionRow>>,
+    /// With the number of bytes that are kept of it beside its columns.
+    subscriptions: HashMap<Uuid, (Arc<SubscriptionRow>, usize)>,
 }
 
 impl Shared {
@@ -62,7 +74,8 @@ impl Shared {
         let subscriptions = query(SUBSCRIPTIONS).bind(ids.into_iter().collect::<Vec<Uuid>>());
         for line in subscriptions.fetch_all(connection).await? {
             if let Ok(row) = row(codec, &line) {
-                shared.subscriptions.insert(uuid(row.id.0), Arc::new(row));
+                let detail = line.try_get::<&[u8], _>("detail")?.len();
+                shared.subscriptions.insert(uuid(row.id.0), (Arc::new(row), detail));
             }
         }
         Ok(shared)
@@ -81,11 +94,11 @@ impl Shared {
         let (Some(payload), Some(subscription)) = refers(line)? else { return Ok(None) };
         let missing = |column: &'static str| unreadable(column)("it is missing, or cannot be read".into());
         let (event, rows) = self.payloads.get(&payload).ok_or_else(|| missing("payload"))?;
-        let to = self.subscriptions.get(&subscription).ok_or_else(|| missing("subscription"))?;
+        let (to, detail) = self.subscriptions.get(&subscription).ok_or_else(|| missing("subscription"))?;
         let sequence = line.try_get::<Option<i64>, _>("sequence")?.and_then(|number| u32::try_from(number).ok());
         let stored = message_for(event, task_id(line)?, to.id, sequence);
         let stored = stored.map_err(|error| unreadable("payload")(error.to_string()))?;
-        let share = event.message.body().len().div_ceil(*rows);
+        let share = event.message.body().len().div_ceil(*rows) + detail;
         Ok(Some((stored, Subscribed { to: Arc::clone(to), share })))
     }
 }
@@ -138,12 +151,19 @@ pub(in super::super) async fn subscriptions(
     let after = asked.after.map_or_else(Uuid::nil, |id| uuid(id.0));
     let page = query(if asked.owner.is_some() { PAGE_OF_OWNER } else { PAGE });
     let page = page.bind(after).bind(i64::try_from(asked.limit).unwrap_or(i64::MAX));
-    let lines = match &asked.owner {
+    let page = page.bind(i64::try_from(SubscriptionQuery::BYTES).unwrap_or(i64::MAX));
+    let mut lines = match &asked.owner {
         Some(owner) => page.bind(text::stored(owner)).fetch_all(pool).await?,
         None => page.fetch_all(pool).await?,
     };
     // One that cannot be read is passed over, and the page after it is there all the same.
-    let last = lines.last().filter(|_| lines.len() == asked.limit);
+    let mut bytes = 0;
+    for line in &lines {
+        bytes += line.try_get::<&[u8], _>("detail")?.len();
+    }
+    // Those of a join come in any order.
+    lines.sort_by_cached_key(|line| line.try_get::<Uuid, _>("id").ok());
+    let last = lines.last().filter(|_| lines.len() == asked.limit || bytes >= SubscriptionQuery::BYTES);
     let next =
         last.map(|line| Ok::<_, Error>(Cursor { since: Micros(line.try_get("created_at")?), id: task_id(line)? }));
     let readable = |line| {

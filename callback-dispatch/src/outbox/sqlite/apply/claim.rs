@@ -9,6 +9,7 @@ use crate::{
     row::Row,
 };
 use sqlx::{Error, Row as _, SqliteConnection, query, query_as, query_scalar};
+use std::collections::HashSet;
 
 /// How many due rows are looked through, oldest first, before lanes and workers are asked one by one.
 pub(super) const LOOKED_THROUGH: i64 = 256;
@@ -16,29 +17,30 @@ pub(super) const LOOKED_THROUGH: i64 = 256;
 /// How many rows of one lane are taken where lanes are asked one by one.
 pub(super) const A_LANE: i64 = 16;
 
-/// What is found, as long as there is room: in its order, and the first whatever its size. That is what a row has in memory,
-/// about; what is sized is not read.
-macro_rules! as_it_fits {
-    ($found:expr, $room:literal) => {
+/// What is found, in its order, with what it has in memory, about: the row's own bytes, and those of the event that it shares
+/// with others. What is sized is not read.
+macro_rules! sized {
+    ($found:expr) => {
         concat!(
-            "SELECT seq, size FROM (SELECT seq, size, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before FROM (\
-                SELECT o.seq, 1024 + coalesce(octet_length(o.work), 0) + coalesce(octet_length(o.work_body), 0) \
-                              + coalesce(octet_length(o.result), 0) + coalesce(octet_length(o.result_body), 0) AS size \
-                FROM (",
+            "SELECT o.seq, 1024 + coalesce(octet_length(o.work), 0) + coalesce(octet_length(o.work_body), 0) \
+                    + coalesce(octet_length(o.result), 0) + coalesce(octet_length(o.result_body), 0) \
+                    + coalesce((SELECT octet_length(s.detail) FROM callback_subscription AS s \
+                                WHERE s.id = o.subscription), 0), \
+                    o.payload, coalesce((SELECT octet_length(p.head) + octet_length(p.body) FROM callback_payload AS p \
+                                         WHERE p.id = o.payload), 0) \
+             FROM (",
             $found,
-            ") AS f CROSS JOIN callback_outbox AS o ON o.seq = f.seq)) WHERE before < ",
-            $room
+            ") AS f CROSS JOIN callback_outbox AS o ON o.seq = f.seq"
         )
     };
 }
 
-pub(super) const OLDEST: &str = as_it_fits!(
+pub(super) const OLDEST: &str = sized!(
     "SELECT seq FROM (SELECT seq, stage, worker, lane, due FROM callback_outbox \
                       WHERE stage < 10 AND held = 0 AND due <= ?1 ORDER BY due, seq LIMIT ?5) \
      WHERE CASE WHEN stage <= 1 THEN worker IN (SELECT value FROM json_each(?2)) \
            ELSE lane NOT IN (SELECT value FROM json_each(?3)) END \
-     ORDER BY due, seq LIMIT ?4",
-    "?6"
+     ORDER BY due, seq LIMIT ?4"
 );
 
 pub(super) const MORE: &str = "SELECT EXISTS (SELECT 1 FROM callback_outbox \
@@ -51,21 +53,19 @@ pub(super) const OF_LANES: &str = concat!(
         UNION ALL \
         SELECT (SELECT min(o.lane) FROM callback_outbox AS o WHERE o.stage = 3 AND o.held = 0 AND o.lane > l.lane) \
         FROM lanes AS l WHERE l.lane <= ?5) ",
-    as_it_fits!(
+    sized!(
         "SELECT i.seq FROM lanes AS l CROSS JOIN callback_outbox AS i \
          WHERE l.lane <= ?5 AND l.lane NOT IN (SELECT value FROM json_each(?2)) \
            AND i.seq IN (SELECT i.seq FROM callback_outbox AS i \
                          WHERE i.lane = l.lane AND i.stage = 3 AND i.held = 0 AND i.due <= ?1 \
-                           AND i.seq NOT IN (SELECT value FROM json_each(?8)) ORDER BY i.due LIMIT ?6) \
-         LIMIT ?3",
-        "?7"
+                           AND i.seq NOT IN (SELECT value FROM json_each(?7)) ORDER BY i.due LIMIT ?6) \
+         LIMIT ?3"
     )
 );
 
-pub(super) const OF_WORKER: &str = as_it_fits!(
+pub(super) const OF_WORKER: &str = sized!(
     "SELECT seq FROM callback_outbox WHERE worker = ?1 AND stage <= 1 AND held = 0 AND due <= ?2 \
-       AND seq NOT IN (SELECT value FROM json_each(?5)) ORDER BY due LIMIT ?3",
-    "?4"
+       AND seq NOT IN (SELECT value FROM json_each(?4)) ORDER BY due LIMIT ?3"
 );
 
 /// What was found may be elsewhere since.
@@ -80,23 +80,21 @@ pub(in super::super) async fn look(connection: &mut SqliteConnection, claim: &Cl
     let Claim { now, workers, left_out, .. } = claim;
     let names = serde_json::json!(workers.iter().map(|name| &**name).collect::<Vec<&str>>()).to_string();
     let left_out = numbers(left_out);
-    let mut found = Found { seqs: Vec::new(), limit: claim.limit, bytes: claim.bytes };
+    let mut found = Found { seqs: Vec::new(), payloads: HashSet::new(), limit: claim.limit, bytes: claim.bytes };
     let oldest = query_as(OLDEST).bind(now.0).bind(names).bind(&left_out).bind(found.left()).bind(LOOKED_THROUGH);
-    found.add(oldest.bind(found.room()).fetch_all(&mut *connection).await?);
-    let is_room = found.left() > 0 && found.room() > 0;
-    if !is_room || !query_scalar(MORE).bind(now.0).bind(LOOKED_THROUGH).fetch_one(&mut *connection).await? {
+    found.add(oldest.fetch_all(&mut *connection).await?);
+    if found.is_full() || !query_scalar(MORE).bind(now.0).bind(LOOKED_THROUGH).fetch_one(&mut *connection).await? {
         return Ok(found.seqs);
     }
     for worker in workers {
-        let of_worker = query_as(OF_WORKER).bind(&**worker).bind(now.0).bind(found.left()).bind(found.room());
-        found.add(of_worker.bind(found.list()).fetch_all(&mut *connection).await?);
+        let of_worker = query_as(OF_WORKER).bind(&**worker).bind(now.0).bind(found.left()).bind(found.list());
+        found.add(of_worker.fetch_all(&mut *connection).await?);
     }
     // Each time from another lane on, so that all have their turn.
     let start = now.0.wrapping_mul(0x9E37_79B9_7F4A_7C15_u64.cast_signed());
     for (above, to) in [(start, i64::MAX), (i64::MIN, start)] {
         let of_lanes = query_as(OF_LANES).bind(now.0).bind(&left_out).bind(found.left()).bind(above).bind(to);
-        let of_lanes = of_lanes.bind(A_LANE).bind(found.room()).bind(found.list());
-        found.add(of_lanes.fetch_all(&mut *connection).await?);
+        found.add(of_lanes.bind(A_LANE).bind(found.list()).fetch_all(&mut *connection).await?);
     }
     Ok(found.seqs)
 }
@@ -104,25 +102,36 @@ pub(in super::super) async fn look(connection: &mut SqliteConnection, claim: &Cl
 /// What a search has found so far.
 struct Found {
     seqs: Vec<i64>,
+    /// The events that are read for it.
+    payloads: HashSet<Vec<u8>>,
     limit: usize,
     /// How many bytes are left.
     bytes: usize,
 }
 
+/// The place of a row and its own bytes, the event that it delivers and the bytes of that.
+type Sized = (i64, i64, Option<Vec<u8>>, i64);
+
 impl Found {
-    fn add(&mut self, rows: Vec<(i64, i64)>) {
-        for (seq, size) in rows {
+    /// Takes rows as long as there is room, and the first whatever its size. An event that several deliver is read once.
+    fn add(&mut self, rows: Vec<Sized>) {
+        for (seq, own, payload, shared) in rows {
+            if self.bytes == 0 && !self.seqs.is_empty() {
+                return;
+            }
+            let is_read = payload.is_some_and(|payload| self.payloads.insert(payload));
+            let size = if is_read { own.saturating_add(shared) } else { own };
             self.seqs.push(seq);
             self.bytes = self.bytes.saturating_sub(usize::try_from(size).unwrap_or(usize::MAX));
         }
     }
 
-    fn left(&self) -> i64 {
-        count(self.limit.saturating_sub(self.seqs.len()))
+    fn is_full(&self) -> bool {
+        self.seqs.len() >= self.limit || self.bytes == 0
     }
 
-    fn room(&self) -> i64 {
-        count(self.bytes)
+    fn left(&self) -> i64 {
+        if self.is_full() { 0 } else { count(self.limit - self.seqs.len()) }
     }
 
     fn list(&self) -> String {

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     clock::Micros,
-    lane::{LaneKey, OpenBreaker},
+    lane::{LaneKey, OpenBreaker, StoredConsent},
     outbox::{PullIn, Write, Written, codec::Pair, sqlite::read},
 };
 use callback_core::{ErrorKind, TaskId};
@@ -71,6 +71,12 @@ pub(super) const CLEAN_KEYED: &str = "DELETE FROM callback_outbox WHERE seq IN (
 pub(super) const CLEAN_BREAKERS: &str = "DELETE FROM callback_breaker \
     WHERE lane IN (SELECT lane FROM callback_breaker WHERE until < ?1 LIMIT ?2)";
 
+const CONSENT: &str = "INSERT INTO callback_consent (destination, per_minute, until) VALUES (?, ?, ?) \
+    ON CONFLICT (destination) DO UPDATE SET per_minute = excluded.per_minute, until = excluded.until";
+
+pub(super) const CLEAN_CONSENTS: &str = "DELETE FROM callback_consent WHERE destination IN ( \
+    SELECT destination FROM callback_consent WHERE until < ?1 LIMIT ?2)";
+
 pub(super) const PURGE: &str = "DELETE FROM callback_outbox \
                      WHERE stage = 12 AND id IN (SELECT unhex(value) FROM json_each(?)) \
                      RETURNING id, order_key, NULL AS turn";
@@ -85,7 +91,7 @@ impl Rows {
             Write::Result { .. } | Write::Settle(_) => unreachable!("comes in numbers"),
             Write::Insert(row) => self.insert_once(connection, row).await,
             Write::Publish(event) => Ok(Written::Count(self.fan_out(connection, event).await?)),
-            Write::Subscribe(row) => self.subscribe(connection, row).await,
+            Write::Subscribe { row, limit } => self.subscribe(connection, row, *limit).await,
             Write::ChangeSubscription(row) => self.change_subscription(connection, row).await,
             Write::EndSubscription { id, end, now } => end_subscription(connection, *id, *end, *now).await,
             Write::Confirm { id } => {
@@ -99,6 +105,17 @@ impl Rows {
                     return Ok(Written::Done);
                 }
                 query("DELETE FROM callback_outbox WHERE id = ?").bind(id).execute(connection).await?;
+                Ok(Written::Unknown)
+            }
+            Write::ConfirmEvent(event) => {
+                // As above.
+                let write =
+                    "INSERT INTO callback_payload (id, head, body) VALUES (?, '', x'') ON CONFLICT (id) DO NOTHING";
+                let id = &event.id.as_bytes()[..];
+                if query(write).bind(id).execute(&mut *connection).await?.rows_affected() == 0 {
+                    return Ok(Written::Done);
+                }
+                query("DELETE FROM callback_payload WHERE id = ?").bind(id).execute(connection).await?;
                 Ok(Written::Unknown)
             }
             Write::Defer { id, token, events } => {
@@ -161,6 +178,11 @@ impl Rows {
                 query("DELETE FROM callback_breaker WHERE lane = ?").bind(lane.number()).execute(connection).await?;
                 Ok(Written::Done)
             }
+            Write::Consent(StoredConsent { destination, per_minute, until }) => {
+                let insert = query(CONSENT).bind(destination.as_str()).bind(per_minute.map(|it| i64::from(it.get())));
+                insert.bind(until.0).execute(connection).await?;
+                Ok(Written::Done)
+            }
             Write::Bury { dsn, now, limit } => {
                 end_all_to(connection, dsn, *now).await?;
                 let bury = query(BURY).bind(now.0).bind(ErrorKind::Gone.as_str()).bind(address(dsn));
@@ -183,8 +205,10 @@ impl Rows {
                 let clean = query(CLEAN_BREAKERS).bind(breakers_before.0).bind(count(*limit));
                 let breakers = clean.execute(&mut *connection).await?.rows_affected();
                 let clean = query(CLEAN_ATTACHMENTS).bind(breakers_before.0).bind(count(*limit));
-                let attachments = clean.execute(connection).await?.rows_affected();
-                let counts = [breakers, attachments, spent, subscriptions, old.len() as u64];
+                let attachments = clean.execute(&mut *connection).await?.rows_affected();
+                let clean = query(CLEAN_CONSENTS).bind(breakers_before.0).bind(count(*limit));
+                let consents = clean.execute(connection).await?.rows_affected();
+                let counts = [breakers, attachments, consents, spent, subscriptions, old.len() as u64];
                 Ok(Written::Count(counts.into_iter().fold(0, u64::max)))
             }
             Write::Claim(claim) => Ok(Written::Claimed(self.claim(connection, claim).await?)),

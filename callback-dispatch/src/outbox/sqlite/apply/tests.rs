@@ -96,6 +96,8 @@ async fn what_expires_and_what_is_old_is_found_by_its_index() {
     let keyed = "INDEX callback_outbox_ended_keyed (ended_at<?)";
     check(&pool, CLEAN_KEYED, keyed).await;
     check(&pool, CLEAN_BREAKERS, "SEARCH callback_breaker USING COVERING INDEX callback_breaker_until (until<?)").await;
+    check(&pool, CLEAN_CONSENTS, "SEARCH callback_consent USING COVERING INDEX callback_consent_until (until<?)").await;
+    check(&pool, read::CONSENT, "SEARCH callback_consent USING PRIMARY KEY (destination=?)").await;
 }
 
 #[tokio::test]
@@ -176,6 +178,7 @@ async fn those_who_want_an_event_are_found_by_their_index() {
     .await;
     let of_owner = "SEARCH callback_subscription USING INDEX callback_subscription_owner (owner=? AND id>?)";
     check(&pool, read::PAGE_OF_OWNER, of_owner).await;
+    check(&pool, IS_FULL, "COVERING INDEX callback_subscription_live (owner=? AND expires>?)").await;
 }
 
 /// That of two results of one run that share a transaction one counts, and is what is kept.

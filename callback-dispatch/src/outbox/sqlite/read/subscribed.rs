@@ -21,17 +21,29 @@ pub(in super::super) const PAYLOADS: &str = "SELECT p.* FROM json_each(?) AS wan
 pub(in super::super) const SUBSCRIPTIONS: &str = "SELECT s.* FROM json_each(?) AS wanted \
     CROSS JOIN callback_subscription AS s WHERE s.id = unhex(wanted.value)";
 
-pub(in super::super) const PAGE: &str = "SELECT * FROM callback_subscription WHERE id > ?1 ORDER BY id LIMIT ?2";
+/// As many as there is room for, and one at least: what is sized is not read.
+macro_rules! page {
+    ($found:literal) => {
+        concat!(
+            "SELECT s.* FROM (SELECT seq, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before FROM \
+                              (SELECT seq, octet_length(detail) AS size FROM callback_subscription WHERE ",
+            $found,
+            " ORDER BY id LIMIT ?2)) AS f CROSS JOIN callback_subscription AS s ON s.seq = f.seq WHERE f.before < ?3"
+        )
+    };
+}
 
-pub(in super::super) const PAGE_OF_OWNER: &str =
-    "SELECT * FROM callback_subscription WHERE id > ?1 AND owner = ?3 ORDER BY id LIMIT ?2";
+pub(in super::super) const PAGE: &str = page!("id > ?1");
+
+pub(in super::super) const PAGE_OF_OWNER: &str = page!("id > ?1 AND owner = ?4");
 
 /// What several lines refer to, read once. Nothing is asked for unless a line refers to something.
 #[derive(Default)]
 pub(in super::super) struct Shared {
     /// With the number of lines that refer to it.
     payloads: HashMap<TaskId, (Arc<Stored>, usize)>,
-    subscriptions: HashMap<TaskId, Arc<SubscriptionRow>>,
+    /// With the number of bytes that are kept of it beside its columns.
+    subscriptions: HashMap<TaskId, (Arc<SubscriptionRow>, usize)>,
 }
 
 impl Shared {
@@ -61,7 +73,8 @@ impl Shared {
         }
         for line in query(SUBSCRIPTIONS).bind(list(ids.iter())).fetch_all(connection).await? {
             if let Ok(row) = row(codec, &line) {
-                shared.subscriptions.insert(row.id.0, Arc::new(row));
+                let detail = line.try_get::<&[u8], _>("detail")?.len();
+                shared.subscriptions.insert(row.id.0, (Arc::new(row), detail));
             }
         }
         Ok(shared)
@@ -83,11 +96,11 @@ impl Shared {
         };
         let missing = |column: &'static str| unreadable(column)("it is missing, or cannot be read".into());
         let (event, rows) = self.payloads.get(&payload).ok_or_else(|| missing("payload"))?;
-        let to = self.subscriptions.get(&subscription).ok_or_else(|| missing("subscription"))?;
+        let (to, detail) = self.subscriptions.get(&subscription).ok_or_else(|| missing("subscription"))?;
         let sequence = line.try_get::<Option<i64>, _>("sequence")?.and_then(|number| u32::try_from(number).ok());
         let stored = message_for(event, task_id(line)?, to.id, sequence);
         let stored = stored.map_err(|error| unreadable("payload")(error.to_string()))?;
-        let share = event.message.body().len().div_ceil(*rows);
+        let share = event.message.body().len().div_ceil(*rows) + detail;
         Ok(Some((stored, Subscribed { to: Arc::clone(to), share })))
     }
 }
@@ -148,12 +161,17 @@ pub(in super::super) async fn subscriptions(
     let after = asked.after.map(|id| id.0.as_bytes().to_vec()).unwrap_or_default();
     let page = query(if asked.owner.is_some() { PAGE_OF_OWNER } else { PAGE });
     let page = page.bind(after).bind(i64::try_from(asked.limit).unwrap_or(i64::MAX));
+    let page = page.bind(i64::try_from(SubscriptionQuery::BYTES).unwrap_or(i64::MAX));
     let lines = match &asked.owner {
         Some(owner) => page.bind(owner).fetch_all(pool).await?,
         None => page.fetch_all(pool).await?,
     };
     // One that cannot be read is passed over, and the page after it is there all the same.
-    let last = lines.last().filter(|_| lines.len() == asked.limit);
+    let mut bytes = 0;
+    for line in &lines {
+        bytes += line.try_get::<&[u8], _>("detail")?.len();
+    }
+    let last = lines.last().filter(|_| lines.len() == asked.limit || bytes >= SubscriptionQuery::BYTES);
     let next =
         last.map(|line| Ok::<_, Error>(Cursor { since: Micros(line.try_get("created_at")?), id: task_id(line)? }));
     let readable = |line| {
