@@ -993,7 +993,7 @@ async fn a_claim_counts_what_its_rows_share_once(store: &dyn Store) {
     let publish_at = async |age: i64, owner: Option<&str>| {
         let event = to_all("a.b", None);
         let message = event.stored.message.to_builder().payload(vec![b'a'; BODY]).build().expect("a message");
-        let stored = Stored { message, failed: false, traceparent: None, service: None };
+        let stored = Stored { message, failed: false, traceparent: None, service: None, kept: None };
         let (owner, now) = (owner.map(Into::into), Micros(NOW.0 - age));
         publish(store, &FanOut { stored: Arc::new(stored), owner, now, ..event }).await;
     };
