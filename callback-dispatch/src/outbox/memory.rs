@@ -397,14 +397,13 @@ impl State {
     fn bury(&mut self, dsn: &Dsn, now: Micros, limit: usize) -> Vec<TaskId> {
         let on_its_way = |row: &Row| row.stage == Stage::Delivering && !row.held && row.dsn.as_ref() == Some(dsn);
         let rows = self.rows.values().map(|entry| &entry.row).filter(|row| on_its_way(row));
-        let mut ids: Vec<TaskId> = rows.map(|row| row.id).take(limit).collect();
+        let ids: Vec<TaskId> = rows.map(|row| row.id).take(limit).collect();
         for id in &ids {
             self.change(*id, now, |_| true, |row| (row.stage, row.due) = (Stage::Dead, now));
             if let Some(entry) = self.by_id.get(id).and_then(|key| self.rows.get_mut(key)) {
                 entry.kind = Some(ErrorKind::Gone);
             }
         }
-        ids.sort_unstable();
         ids
     }
 

@@ -1,11 +1,14 @@
 //! A store that fails, or thinks its process dead, while clients come and go.
 
 use crate::{
-    Attach, AttachError, Attachment, Dispatcher, Event, TokioClock, engine::faulty::Faulty, outbox::Store as _,
+    Attach, AttachError, Attachment, Dispatcher, Event, TokioClock,
+    clock::Micros,
+    engine::faulty::Faulty,
+    outbox::{Attaching, AttachmentId, Store as _, Write},
 };
 use callback_core::{Dsn, MemorySink};
 use std::{sync::atomic::Ordering, time::Duration};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 async fn begin(outbox: &Faulty) -> (Dispatcher, MemorySink) {
     let sink = MemorySink::new();
@@ -101,4 +104,28 @@ async fn a_process_that_was_thought_dead_takes_back_its_clients() {
     sleep(Duration::from_secs(2)).await;
     // Others have put off what waited for it.
     assert_eq!((stored(&outbox, "keep"), stored(&outbox, "rouse")), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_replaced_by_another_process_hears_of_it_within_a_third_of_its_time() {
+    let outbox = Faulty::default();
+    let (dispatcher, _sink) = begin(&outbox).await;
+    let attachment = attached(&dispatcher, 1).await;
+    let by_another = Attaching {
+        dsn: dsn(1),
+        id: AttachmentId::new(),
+        presented: None,
+        secret: None,
+        now: Micros(0),
+        until: Micros::NEVER,
+        limit: 10,
+    };
+    assert!(outbox.inner.submit(Write::Attach(by_another), Box::new(drop)).is_ok());
+    timeout(Duration::from_secs(201), attachment.lost()).await.expect("it has heard");
+    // What was attempted here to no avail is due for the other.
+    sleep(Duration::from_millis(10)).await;
+    assert_eq!(stored(&outbox, "rouse"), 1);
+    drop(attachment);
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(stored(&outbox, "keep"), 1, "it is no more its own");
 }
