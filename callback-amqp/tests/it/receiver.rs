@@ -153,6 +153,25 @@ async fn what_is_sent_to_a_handle_is_handed_over_and_acknowledged() {
     assert!(post.left().await.is_empty(), "all was acknowledged");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_are_handed_over_in_the_order_in_which_they_came() {
+    let Some(broker) = shared() else { return };
+    let post = Post::new(&broker).await;
+    let receiver = post.open(Receiver::builder().queue(300)).await;
+    let mut callback = receiver.spawn();
+    let ids: Vec<String> = (0..300).map(|number| format!("m{number}")).collect();
+    for id in &ids {
+        post.publish(to(&callback, id), b"x").await;
+    }
+    let mut came = Vec::new();
+    while came.len() < ids.len() {
+        came.push(accept(&mut callback).await);
+    }
+    assert_eq!(came, ids);
+    close(&receiver).await;
+    assert!(post.left().await.is_empty());
+}
+
 #[tokio::test]
 async fn a_verdict_holds_up_no_other_and_closing_waits_for_it() {
     let Some(broker) = shared() else { return };
