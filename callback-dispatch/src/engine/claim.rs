@@ -24,8 +24,8 @@ const CLAIM: usize = 256;
 /// How far off a row's size in the store may be from that in memory.
 const SIZES_DIFFER: usize = 8;
 
-/// A claim that found little is followed by a rest of so many times its length, so that looking for what is due takes a fifth
-/// of the store's time at most, however many lanes are full and ask for it.
+/// A claim that found nothing is followed by a rest of so many times its length, so that looking for what is due takes a fifth
+/// of the store's time at most, however many lanes are full and ask for it. One that found something rests for less.
 const REST: u32 = 4;
 
 /// The longest such rest.
@@ -40,12 +40,18 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// How long after its start a dispatcher names the handlers that stored work waits for.
 const MISSING_HANDLERS: Duration = Duration::from_secs(10);
 
+/// How long after a claim the next one comes at the soonest.
+fn rest(took: Duration, rows: usize) -> Duration {
+    let [all, missing] = [CLAIM, CLAIM - rows.min(CLAIM)].map(|rows| u32::try_from(rows).unwrap_or(u32::MAX));
+    (took * REST).min(LONGEST_REST) * missing / all
+}
+
 /// What a claim leaves.
 struct Claimed {
     /// Whether more may be due.
     more: bool,
-    /// Whether it took all that it may.
-    was_full: bool,
+    /// How many rows it took; as many as it may, if it took all that there is room for.
+    rows: usize,
     /// When the first closed lane may be tried again.
     opens: Option<Instant>,
 }
@@ -78,8 +84,8 @@ impl Engine {
                     Ok(claimed) => {
                         self.behind.fetch_or(claimed.more, Ordering::AcqRel);
                         opens = claimed.opens;
-                        let rest = (began.elapsed() * REST).min(LONGEST_REST);
-                        if !claimed.was_full && self.pause(rest).await {
+                        let rest = rest(began.elapsed(), claimed.rows);
+                        if !rest.is_zero() && self.pause(rest).await {
                             return;
                         }
                     }
@@ -128,7 +134,7 @@ impl Engine {
             return Err(());
         }
         if self.memory.is_full() {
-            return Ok(Claimed { more: true, was_full: false, opens: None });
+            return Ok(Claimed { more: true, rows: 0, opens: None });
         }
         let (full, opens) = self.lanes.left_out();
         let (workers, full_workers) = {
@@ -145,7 +151,7 @@ impl Engine {
         let looked =
             looked.map_err(|error| tracing::error!(error = %chain(&error), "what is due could not be looked for"));
         let Some(claim) = looked? else {
-            return Ok(Claimed { more: partial, was_full: false, opens });
+            return Ok(Claimed { more: partial, rows: 0, opens });
         };
         let (sender, receiver) = oneshot::channel();
         let (engine, lease) = (Arc::clone(self), self.store.lease());
@@ -181,7 +187,8 @@ impl Engine {
             // There may be more, and nothing else needs to happen before it is taken.
             self.wake.notify_one();
         }
-        Ok(Claimed { more: partial || ended_early, was_full: ended_early, opens })
+        let rows = if ended_early { CLAIM } else { claimed };
+        Ok(Claimed { more: partial || ended_early, rows, opens })
     }
 
     /// A claimed row gets a place even where its lane is full: a claim is small, and bounded by the memory that is left.
@@ -225,6 +232,26 @@ impl Engine {
         tokio::select! {
             () = self.closing.cancelled() => true,
             () = sleep(wait) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_rests_the_longer_the_less_it_found() {
+        let milliseconds = Duration::from_millis;
+        for (took, rows, expected) in [
+            (milliseconds(8), 0, milliseconds(32)),
+            (milliseconds(8), CLAIM / 2, milliseconds(16)),
+            (milliseconds(8), CLAIM, Duration::ZERO),
+            (milliseconds(8), 2 * CLAIM, Duration::ZERO),
+            (milliseconds(800), 0, LONGEST_REST),
+            (milliseconds(800), CLAIM / 4, LONGEST_REST * 3 / 4),
+        ] {
+            assert_eq!(rest(took, rows), expected, "{took:?} {rows}");
         }
     }
 }

@@ -657,7 +657,7 @@ fn answer(written: &Written, finds_nothing: bool, deletes: bool) -> String {
     match written {
         Written::Claimed(rows) => format!("{:#?}", rows.iter().map(all_of).collect::<Vec<_>>()),
         Written::Count(_) if deletes => String::new(),
-        // In no order.
+        // They end at once: in which order they are told is each outbox's own.
         Written::Ended(ids) => format!("{:?}", ids.iter().collect::<BTreeSet<_>>()),
         Written::Unknown if !finds_nothing => format!("{:?}", Written::Superseded),
         other => format!("{other:?}"),
