@@ -185,7 +185,8 @@ async fn a_verdict_holds_up_no_other_and_closing_waits_for_it() {
     assert_eq!(accept(&mut callback).await, "second");
     // The broker gets the answer to what is in hand, though the receiver closes.
     let (closed, accepted) = tokio::join!(receiver.close(PATIENCE), async {
-        tokio::task::yield_now().await;
+        // A receiver that did not wait would have said goodbye by then.
+        sleep(Duration::from_millis(500)).await;
         first.accept().await
     });
     closed.expect("nothing is in hand");
@@ -392,11 +393,20 @@ async fn a_queue_has_one_listener_and_the_next_one_when_that_closes() {
     assert_eq!(accept(&mut of_first).await, "first");
     let next = post.open(Receiver::builder()).await;
     let mut of_next = next.spawn();
-    post.send(&of_next.dsn(), "next").await;
+    // Long enough for it to listen, if the broker let it.
+    sleep(Duration::from_millis(500)).await;
+    for number in 0..4 {
+        post.send(&of_next.dsn(), &format!("next-{number}")).await;
+    }
     post.send(&of_first.dsn(), "second").await;
     assert_eq!(accept(&mut of_first).await, "second");
+    assert!(timeout(Duration::from_millis(500), of_next.next()).await.is_err(), "its messages wait");
     close(&first).await;
-    assert_eq!(accept(&mut of_next).await, "next");
+    let mut came = HashSet::new();
+    while came.len() < 4 {
+        came.insert(accept(&mut of_next).await);
+    }
+    assert_eq!(came, ["next-0", "next-1", "next-2", "next-3"].map(str::to_owned).into());
     close(&next).await;
     assert!(post.left().await.is_empty());
 }
