@@ -250,8 +250,8 @@ export class Client {
     this.#fail(new SessionError("over"));
   }
 
-  /** @param {Frame} frame */
-  async #offer(frame) {
+  /** @param {Frame} frame @param {boolean} [isStored] It was acknowledged already: it is kept, whatever becomes of it. */
+  async #offer(frame, isStored = false) {
     const { id } = frame;
     if (this.#busy.has(id)) return;
     if (this.#seen.has(id)) return this.#answer({ ack: id });
@@ -271,7 +271,7 @@ export class Client {
     kept.taken ||= ends.some((end) => end.status === "fulfilled" && end.value !== false);
     this.#busy.delete(id);
     this.#seen.add(id);
-    if (!kept.taken && (failed || !this.#trim() || !this.#save())) {
+    if (!kept.taken && !isStored && (failed || !this.#trim() || !this.#save())) {
       this.#kept.delete(id);
       this.#seen.delete(id);
       return this.#answer({ nack: id, kind: "later", retryAfter: 5 });
@@ -304,7 +304,7 @@ export class Client {
       this.#secret = stored?.secret ?? null;
       this.#seen = new Set(stored?.seen);
       // Once the program has its client.
-      for (const frame of stored?.kept ?? []) Promise.resolve(frame).then((frame) => this.#offer(frame));
+      for (const frame of stored?.kept ?? []) Promise.resolve(frame).then((frame) => this.#offer(frame, true));
     } catch {
       // Somebody else's value, or no access: a session of its own.
     }

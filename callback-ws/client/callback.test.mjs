@@ -353,6 +353,28 @@ test("a page that is loaded again resumes, and gets what nobody had taken", asyn
   third.close();
 });
 
+test("what was kept and acknowledged stays, though onmessage throws at it after a reload", async () => {
+  mock.method(console, "error", () => {});
+  const store = storage();
+  const { client, peer } = await opened({ storage: store });
+  peer.send(result("m1"));
+  assert.deepEqual(await peer.next(), { ack: "m1" });
+  client.close();
+
+  const second = open({ storage: store, onmessage: () => Promise.reject(new Error("a bug")) });
+  const again = await peers.next();
+  await again.next();
+  again.welcome("a", "a.2", true);
+  await second.dsn;
+  again.send(result("m1"));
+  assert.deepEqual(await again.next(), { ack: "m1" }, "nobody sends it once more");
+  second.close();
+
+  const third = open({ storage: store });
+  await (await peers.next()).next();
+  assert.equal((await third.result("task-m1")).id, "m1");
+});
+
 test("a session that was stored and is over is told as lost", async () => {
   const store = storage();
   store.setItem("mine", JSON.stringify({ secret: "old.1" }));
