@@ -24,6 +24,7 @@
 const WELCOME = 10_000; // ms until a connection that says nothing is given up
 const BACKOFF = [250, 30_000]; // ms: the first wait at most, and any
 const STEADY = 30_000; // ms that a session lasts before the first wait is short again
+const STRAY = 60_000; // ms that what was sent over a connection which was given up may still arrive
 const KEPT = 100; // callbacks, for `result`; when nobody takes them, the service tries further ones again later
 const REMEMBERED = 512; // ids of callbacks that were taken: twice what may be unacknowledged
 
@@ -77,8 +78,13 @@ export class Client {
   /** @type {SessionError | null} */ #ended = null;
   /** @type {string | null} */ #secret = null;
   /** @type {string | null} */ #address = null;
+  /** Whether a connection was given up that had shown the secret. */ #strayed = false;
+  /** That secret, and until when: arriving late, it takes the session over. @type {{ secret: string, until: number } | null} */
+  #former = null;
+  /** Why the secret before is shown: what was said of the later one. @type {number | null} */ #doubt = null;
   #dsn = deferred();
   #lost = false;
+  #shown = false;
   #failures = 0;
   #greeted = 0;
   /** @type {ReturnType<typeof setTimeout> | undefined} */ #timer;
@@ -180,7 +186,10 @@ export class Client {
     const socket = new WebSocket(this.#url, "callback.v1");
     this.#socket = socket;
     this.#timer = setTimeout(() => this.#retry(), WELCOME);
-    socket.onopen = () => socket.send(JSON.stringify({ resume: this.#secret }));
+    socket.onopen = () => {
+      socket.send(JSON.stringify({ resume: this.#secret }));
+      this.#shown = true;
+    };
     socket.onmessage = ({ data }) => socket === this.#socket && this.#read(data);
     socket.onclose = ({ code }) => socket === this.#socket && this.#closed(code);
     socket.onerror = () => {}; // a close follows
@@ -191,6 +200,8 @@ export class Client {
     clearTimeout(this.#timer);
     const socket = this.#socket;
     this.#socket = null;
+    this.#strayed ||= this.#shown;
+    this.#shown = false;
     socket?.close();
   }
 
@@ -205,6 +216,18 @@ export class Client {
 
   /** @param {number} code */
   #closed(code) {
+    if (code === 4409 || code === 4410) {
+      const former = this.#former;
+      this.#former = null;
+      this.#shown = false;
+      if (former && Date.now() < former.until) {
+        this.#doubt = code;
+        this.#secret = former.secret;
+        return this.#retry();
+      }
+      code = this.#doubt ?? code;
+      this.#doubt = null;
+    }
     if (code === 4409) this.#end(new SessionError("replaced"));
     else if (code === 4410 && this.#secret) {
       this.#over();
@@ -231,6 +254,9 @@ export class Client {
     if (this.#secret && !resumed) this.#over();
     clearTimeout(this.#timer);
     this.#greeted = Date.now();
+    this.#former = this.#secret && this.#strayed ? { secret: this.#secret, until: Date.now() + STRAY } : null;
+    this.#strayed = this.#shown = false;
+    this.#doubt = null;
     this.#secret = resume;
     this.#address = session;
     this.#save();
@@ -250,8 +276,8 @@ export class Client {
     this.#fail(new SessionError("over"));
   }
 
-  /** @param {Frame} frame */
-  async #offer(frame) {
+  /** @param {Frame} frame @param {boolean} [isStored] It was acknowledged already: it is kept, whatever becomes of it. */
+  async #offer(frame, isStored = false) {
     const { id } = frame;
     if (this.#busy.has(id)) return;
     if (this.#seen.has(id)) return this.#answer({ ack: id });
@@ -271,7 +297,7 @@ export class Client {
     kept.taken ||= ends.some((end) => end.status === "fulfilled" && end.value !== false);
     this.#busy.delete(id);
     this.#seen.add(id);
-    if (!kept.taken && (failed || !this.#trim() || !this.#save())) {
+    if (!kept.taken && !isStored && (failed || !this.#trim() || !this.#save())) {
       this.#kept.delete(id);
       this.#seen.delete(id);
       return this.#answer({ nack: id, kind: "later", retryAfter: 5 });
@@ -304,7 +330,7 @@ export class Client {
       this.#secret = stored?.secret ?? null;
       this.#seen = new Set(stored?.seen);
       // Once the program has its client.
-      for (const frame of stored?.kept ?? []) Promise.resolve(frame).then((frame) => this.#offer(frame));
+      for (const frame of stored?.kept ?? []) Promise.resolve(frame).then((frame) => this.#offer(frame, true));
     } catch {
       // Somebody else's value, or no access: a session of its own.
     }

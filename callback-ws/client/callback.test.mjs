@@ -310,6 +310,46 @@ test("after 4409 another has the session, and this client ends", async () => {
   assert.deepEqual(states, ["open", "closed"]);
 });
 
+for (const code of [4409, 4410]) {
+  test(`a connection that was given up takes the session over late, and ${code} does not end it`, async () => {
+    const { client, peer } = await opened();
+    peer.socket.terminate();
+    const late = await peers.next();
+    assert.deepEqual(await late.next(), { resume: "a.1" });
+    late.socket.terminate();
+    const second = await peers.next();
+    assert.deepEqual(await second.next(), { resume: "a.1" });
+    second.welcome("a", "a.2", true);
+    const waiting = client.result("task-m1");
+    second.socket.close(code);
+    const third = await peers.next();
+    assert.deepEqual(await third.next(), { resume: "a.1" });
+    third.welcome("a", "a.4", true);
+    third.send(result("m1"));
+    assert.equal((await waiting).id, "m1");
+    const lost = assert.rejects(client.result("task-m2"), over(code === 4409 ? "replaced" : "over"));
+    third.socket.close(code);
+    await lost;
+  });
+
+  test(`where the secret before is not known either, what ${code} said counts`, async () => {
+    const { client, peer } = await opened();
+    peer.socket.terminate();
+    const late = await peers.next();
+    await late.next();
+    late.socket.terminate();
+    const second = await peers.next();
+    await second.next();
+    second.welcome("a", "a.2", true);
+    const lost = assert.rejects(client.result("task-m1"), over(code === 4409 ? "replaced" : "over"));
+    second.socket.close(code);
+    const third = await peers.next();
+    assert.deepEqual(await third.next(), { resume: "a.1" });
+    third.socket.close(4410);
+    await lost;
+  });
+}
+
 test("whoever gives up waiting leaves the result to others", async () => {
   const { client, peer } = await opened();
   const why = new Error("no time");
@@ -351,6 +391,28 @@ test("a page that is loaded again resumes, and gets what nobody had taken", asyn
   await (await peers.next()).next();
   assert.deepEqual(JSON.parse(store.items.get(`callback:${url}`)), { secret: "a.2", seen: ["m1", "m3", "m2"], kept: [] });
   third.close();
+});
+
+test("what was kept and acknowledged stays, though onmessage throws at it after a reload", async () => {
+  mock.method(console, "error", () => {});
+  const store = storage();
+  const { client, peer } = await opened({ storage: store });
+  peer.send(result("m1"));
+  assert.deepEqual(await peer.next(), { ack: "m1" });
+  client.close();
+
+  const second = open({ storage: store, onmessage: () => Promise.reject(new Error("a bug")) });
+  const again = await peers.next();
+  await again.next();
+  again.welcome("a", "a.2", true);
+  await second.dsn;
+  again.send(result("m1"));
+  assert.deepEqual(await again.next(), { ack: "m1" }, "nobody sends it once more");
+  second.close();
+
+  const third = open({ storage: store });
+  await (await peers.next()).next();
+  assert.equal((await third.result("task-m1")).id, "m1");
 });
 
 test("a session that was stored and is over is told as lost", async () => {

@@ -96,7 +96,14 @@ pub(crate) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
     let mut stop = pin!(stop);
     let why = poll_fn(|context| match stop.as_mut().poll(context) {
         Poll::Ready(code) => Poll::Ready(Why::Stopped(code)),
-        Poll::Pending => connection.poll(context, jobs, &retire),
+        Poll::Pending => match connection.poll(context, jobs, &retire) {
+            // Whoever stops it may have let go of its queue since it was asked.
+            Poll::Ready(Why::Retired) => Poll::Ready(match stop.as_mut().poll(context) {
+                Poll::Ready(code) => Why::Stopped(code),
+                Poll::Pending => Why::Retired,
+            }),
+            other => other,
+        },
     })
     .await;
 

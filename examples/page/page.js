@@ -80,7 +80,10 @@ function take(callback) {
   return true;
 }
 
-/** Sends the order, as soon as there is a session; again under the same key, so that it is placed once. */
+/**
+ * Sends the order, as soon as there is a session; again under the same key, so that it is placed once. In another session
+ * its result would go elsewhere: there it is another order.
+ */
 async function send(order) {
   if (client.state !== "open") step(order, "sending", "");
   let answer;

@@ -191,7 +191,7 @@ impl Engine {
             }
         }
         if let Some(dsn) = gone {
-            self.end_attached(dsn).await;
+            self.end_attached(dsn, attachment).await;
             self.bury(dsn).await;
         }
     }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use std::{
     future::pending,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -36,6 +36,7 @@ on_each_outbox!(
     what_fails_after_its_client_came_back_is_tried_again_at_once,
     a_pause_that_was_asked_for_ends_when_the_client_is_back,
     what_says_that_it_is_gone_is_attached_no_more,
+    what_says_that_it_is_gone_as_it_leaves_is_over_all_the_same,
     what_a_local_sink_does_not_serve_is_not_attached,
 );
 
@@ -298,6 +299,24 @@ async fn what_says_that_it_is_gone_is_attached_no_more(home: Home) {
     assert_eq!(ended(&dispatcher, id).await.state(), TaskState::Dead);
     assert!(is_unknown(&dispatcher, 1).await);
     assert!(given.try_recv().is_err(), "the sink was asked");
+}
+
+async fn what_says_that_it_is_gone_as_it_leaves_is_over_all_the_same(home: Home) {
+    let client = Arc::new(Mutex::new(None::<Attachment>));
+    let leaving = Arc::clone(&client);
+    let sink = CustomSink::new(move |_| {
+        drop(leaving.lock().expect("whole").take());
+        async { Err(SinkError::gone("it has left")) }
+    });
+    let dispatcher = start(home.builder().await.local_sink(sink)).await;
+    let attachment = attached(&dispatcher, 1).await;
+    *client.lock().expect("whole") = Some(attachment);
+    let worker = worker(&dispatcher);
+    for number in 0..2 {
+        let id = accept(&worker, number, SESSION).await;
+        assert_eq!(ended(&dispatcher, id).await.state(), TaskState::Dead);
+    }
+    assert!(is_unknown(&dispatcher, 1).await);
 }
 
 async fn what_a_local_sink_does_not_serve_is_not_attached(home: Home) {

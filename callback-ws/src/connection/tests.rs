@@ -290,3 +290,24 @@ async fn one_that_is_stopped_says_its_code_and_fails_what_it_had() {
         assert!(!driven.driving.await.expect("it ends").is_retired);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn one_whose_queue_is_let_go_of_as_it_is_stopped_says_its_code() {
+    let (ours, theirs) = tokio::io::duplex(1 << 20);
+    let socket = WebSocketStream::from_raw_socket(ours, Role::Client, Some(limits(4 << 10))).await;
+    let mut peer = WebSocketStream::from_raw_socket(theirs, Role::Server, None).await;
+    let (jobs, mut queue) = mpsc::channel(64);
+    let session = Session::new(Subprotocol::CallbackV1, Pace::default(), None, now());
+    // Another connection takes the session over between two questions of one poll.
+    let mut jobs = Some(jobs);
+    let stop = poll_fn(move |_| match jobs.take() {
+        Some(_) => Poll::Pending,
+        None => Poll::Ready(CloseCode::Library(4409)),
+    });
+    let driving = tokio::spawn(async move { drive(socket, session, &mut queue, None, |_| false, stop).await });
+    let Frame::Close(close) = peer.next().await.expect("open").expect("a frame") else { panic!("no close") };
+    assert_eq!(u16::from(close.expect("a code").code), 4409);
+    while peer.next().await.is_some() {}
+    drop(peer);
+    assert!(!driving.await.expect("it ends").is_retired);
+}

@@ -108,10 +108,17 @@ async fn a_client_that_says_nothing_is_closed_after_ten_seconds() {
 async fn pings_are_no_greeting() {
     let service = start(Hub::new()).await;
     let mut client = service.connect().await;
+    let begun = tokio::time::Instant::now();
     for _ in 0..8 {
         client.send(Frame::Ping("a".into())).await.expect("sent");
     }
-    while !client.next().await.expect("open").expect("a frame").is_close() {}
+    let close = loop {
+        match client.next().await.expect("open").expect("a frame") {
+            Frame::Close(close) => break close.expect("a code"),
+            other => assert!(other.is_pong(), "{other:?}"),
+        }
+    };
+    assert_eq!((close.code.into(), begun.elapsed().as_secs()), (1008, 0));
 }
 
 #[tokio::test(start_paused = true)]

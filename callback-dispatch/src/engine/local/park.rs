@@ -1,6 +1,6 @@
 //! What cannot be attempted here waits in the store.
 
-use super::{super::Place, Engine, Hand, Way};
+use super::{super::Place, Engine, Hand, Local, Way};
 use crate::{
     lane::{OpenLane, Sign},
     outbox::{AttachmentId, Keep, Keeping, Parked, Parking, Write, Written},
@@ -74,12 +74,26 @@ impl Engine {
         true
     }
 
-    /// Ends what a destination said is gone.
-    pub(in crate::engine) async fn end_attached(&self, dsn: &Dsn) {
-        let Some(here) = self.local.state().take(dsn, |_| true) else { return };
-        here.lost.cancel();
-        let over = Keeping { dsn: dsn.clone(), id: here.id, until: self.now(), state: Keep::Over };
+    /// Ends what a destination said is gone, though it may have been let go of since it was `tried`.
+    pub(in crate::engine) async fn end_attached(&self, dsn: &Dsn, tried: Option<AttachmentId>) {
+        let Some(id) = self.local.take_gone(dsn, tried) else { return };
+        let over = Keeping { dsn: dsn.clone(), id, until: self.now(), state: Keep::Over };
         let _ = self.write_until_stored(Write::KeepAttached(vec![over])).await;
+    }
+}
+
+impl Local {
+    /// What is to be ended where a destination is gone: nobody's client is away then.
+    fn take_gone(&self, dsn: &Dsn, tried: Option<AttachmentId>) -> Option<AttachmentId> {
+        let mut state = self.state();
+        let here = state.take(dsn, |_| true);
+        let id = here.as_ref().map(|here| here.id).or(tried)?;
+        state.left.retain(|left| left.id != id || left.state == Keep::Over);
+        drop(state);
+        if let Some(here) = here {
+            here.lost.cancel();
+        }
+        Some(id)
     }
 }
 
