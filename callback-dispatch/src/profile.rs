@@ -120,14 +120,15 @@ impl Members {
     /// Puts the body into it as CloudEvents does (JSON Event Format 1.0.2 §3.1): JSON as `data`, as it is spelled; text as a
     /// string, other bytes in base64 as `data_base64`.
     fn insert_data(&mut self, message: &Message) {
-        let media_type = message.content_type().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-        let is_json = media_type.ends_with("/json") || media_type.ends_with("+json");
         // Not by a `Value`, which is another number where a number is long.
-        if is_json && let Ok(json) = serde_json::from_slice(message.body()) {
+        if is_json(message.content_type())
+            && let Ok(json) = serde_json::from_slice(message.body())
+        {
             self.0.insert("data", json);
             return;
         }
-        match str::from_utf8(message.body()).ok().filter(|_| media_type.starts_with("text/")) {
+        let is_text = media_type(message.content_type()).starts_with("text/");
+        match str::from_utf8(message.body()).ok().filter(|_| is_text) {
             Some(text) => self.insert("data", text),
             None => self.insert("data_base64", base64(message.body())),
         }
@@ -136,6 +137,17 @@ impl Members {
     fn into_body(self) -> Vec<u8> {
         serde_json::to_vec(&self).expect("names and JSON have a JSON form")
     }
+}
+
+/// A content type without its parameters, in lower case.
+fn media_type(content_type: &str) -> String {
+    content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+/// Whether a content type is one of JSON.
+pub(crate) fn is_json(content_type: &str) -> bool {
+    let media_type = media_type(content_type);
+    media_type.ends_with("/json") || media_type.ends_with("+json")
 }
 
 /// Base64 with padding (RFC 4648 §4).
