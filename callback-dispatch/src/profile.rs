@@ -9,8 +9,12 @@ pub use hal::Hal;
 pub use os1::Os1;
 
 use callback_core::{Message, MessageError, Receipt, Secret, SinkError};
-use serde_json::{Map, Value};
-use std::fmt;
+use serde::Serialize;
+use serde_json::{
+    Value,
+    value::{RawValue, to_raw_value},
+};
+use std::{collections::BTreeMap, fmt};
 
 /// Gives messages the shape that a receiver wants, and says what its answer means.
 ///
@@ -103,17 +107,47 @@ impl Profile for Bare {
     }
 }
 
-/// Puts the body into an object as CloudEvents does (JSON Event Format 1.0.2 §3.1): JSON as `data`, text as a string, other
-/// bytes in base64 as `data_base64`.
-fn put_data(members: &mut Map<String, Value>, message: &Message) {
-    let media_type = message.content_type().split(';').next().unwrap_or_default().trim();
-    let is_json = media_type.ends_with("/json") || media_type.ends_with("+json");
-    let json = if is_json { message.json::<Value>().ok() } else { None };
-    let text = || str::from_utf8(message.body()).ok().filter(|_| media_type.starts_with("text/"));
-    match json.or_else(|| text().map(Value::from)) {
-        Some(data) => members.insert("data".into(), data),
-        None => members.insert("data_base64".into(), base64(message.body()).into()),
-    };
+/// The members of an object, each as the JSON that is sent.
+#[derive(Default, Serialize)]
+#[serde(transparent)]
+struct Members(BTreeMap<&'static str, Box<RawValue>>);
+
+impl Members {
+    fn insert(&mut self, name: &'static str, value: impl Into<Value>) {
+        self.0.insert(name, to_raw_value(&value.into()).expect("a value has a JSON form"));
+    }
+
+    /// Puts the body into it as CloudEvents does (JSON Event Format 1.0.2 §3.1): JSON as `data`, as it is spelled; text as a
+    /// string, other bytes in base64 as `data_base64`.
+    fn insert_data(&mut self, message: &Message) {
+        // Not by a `Value`, which is another number where a number is long.
+        if is_json(message.content_type())
+            && let Ok(json) = serde_json::from_slice(message.body())
+        {
+            self.0.insert("data", json);
+            return;
+        }
+        let is_text = media_type(message.content_type()).starts_with("text/");
+        match str::from_utf8(message.body()).ok().filter(|_| is_text) {
+            Some(text) => self.insert("data", text),
+            None => self.insert("data_base64", base64(message.body())),
+        }
+    }
+
+    fn into_body(self) -> Vec<u8> {
+        serde_json::to_vec(&self).expect("names and JSON have a JSON form")
+    }
+}
+
+/// A content type without its parameters, in lower case.
+fn media_type(content_type: &str) -> String {
+    content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+/// Whether a content type is one of JSON.
+pub(crate) fn is_json(content_type: &str) -> bool {
+    let media_type = media_type(content_type);
+    media_type.ends_with("/json") || media_type.ends_with("+json")
 }
 
 /// Base64 with padding (RFC 4648 §4).

@@ -53,7 +53,7 @@ where
 pub struct Submission<'a> {
     /// What is asked for: the work's operation, or `subscribe`.
     pub operation: &'a str,
-    /// The request as JSON; null where it is none. Of a subscription: `callbackUrl`, `kind`, `service`, `events`, `meta`.
+    /// The request as JSON; null where it says itself that it is none. Of a subscription: `callbackUrl`, `kind`, `service`, `events`, `meta`.
     pub content: &'a Value,
     /// Where callbacks go, if a destination is named.
     pub callback: Option<&'a Dsn>,

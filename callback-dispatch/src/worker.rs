@@ -3,9 +3,10 @@
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 use crate::Transaction;
 use crate::{
-    AcceptError, Dispatcher, Failure, Outcome, Submission, Task, Validator, Work, WorkerError,
+    AcceptError, Dispatcher, Failure, Outcome, Submission, Task, Validator, Violations, Work, WorkerError,
     dispatcher::Handle,
     engine::{Engine, WorkerEntry},
+    profile::is_json,
     validator,
 };
 use async_trait::async_trait;
@@ -80,6 +81,8 @@ impl WorkerBuilder {
     }
 
     /// Judges work before it is stored and acknowledged; several are all asked, in this order.
+    ///
+    /// Work that says it is JSON, and cannot be read as such, is refused before: too deep, or too large a number, for example.
     pub fn validator(mut self, validator: impl Validator) -> Self {
         self.validators.push(Arc::new(validator));
         self
@@ -179,7 +182,14 @@ impl Worker {
         if self.validators.is_empty() || work.payload.body().len() > self.engine().body_limit {
             return Ok(());
         }
-        let content = work.payload.parse().unwrap_or(Value::Null);
+        let content = match work.payload.parse() {
+            Ok(content) => content,
+            // A handler may pass over what cannot be read, and is not to get what nobody judged.
+            Err(_) if is_json(work.payload.content_type()) => {
+                return Err(AcceptError::Invalid(Violations::at("", "cannot be read as JSON")));
+            }
+            Err(_) => Value::Null,
+        };
         let submission = Submission {
             operation: &work.context.operation,
             content: &content,

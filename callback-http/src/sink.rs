@@ -54,7 +54,10 @@ struct Inner {
 const SCHEMES: [&str; 2] = ["http", "https"];
 
 /// How much of an answer is read.
-const ANSWER_LIMIT: usize = 64 << 10;
+const ANSWER_LIMIT: u32 = 64 << 10;
+
+/// How much of the answers that share a connection of HTTP/2 may be under way: no receiver fills more of our memory.
+const ANSWERS_LIMIT: u32 = 16 * ANSWER_LIMIT;
 
 /// How long the body of a refusal is read.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(1);
@@ -96,6 +99,8 @@ impl HttpSink {
                 .retry(retry::never())
                 .referer(false)
                 .pool_idle_timeout(Duration::from_secs(30))
+                .http2_initial_stream_window_size(ANSWER_LIMIT)
+                .http2_initial_connection_window_size(ANSWERS_LIMIT)
                 .http2_keep_alive_interval(Duration::from_secs(10))
                 .http2_keep_alive_timeout(Duration::from_secs(5))
                 .http2_keep_alive_while_idle(true)
@@ -166,7 +171,7 @@ fn retry_after(response: &Response) -> Option<&str> {
 
 /// Reads an answer to its end or to the limit; a connection whose answer was read to the end is used again.
 async fn drain(response: &mut Response) -> Result<(), SinkError> {
-    let mut left = ANSWER_LIMIT;
+    let mut left = ANSWER_LIMIT as usize;
     while let Some(chunk) = response.chunk().await.map_err(|error| sink_error(error).with_phase(Phase::Answer))? {
         match left.checked_sub(chunk.len()) {
             Some(rest) => left = rest,

@@ -1,8 +1,7 @@
 //! CloudEvents in one piece.
 
-use super::{Profile, Recipient, put_data};
+use super::{Members, Profile, Recipient};
 use callback_core::{Message, MessageError, Payload};
-use serde_json::{Map, Value};
 
 /// `cloudevents`: CloudEvents 1.0 in structured mode, `application/cloudevents+json` (JSON Event Format 1.0.2).
 ///
@@ -18,11 +17,10 @@ impl Profile for CloudEvents {
     }
 
     fn shape(&self, message: Message, _: &Recipient) -> Result<Message, MessageError> {
-        let attributes = message.attributes().map(|(name, value)| (name.to_owned(), Value::from(&*value)));
-        let mut members: Map<String, Value> = attributes.collect();
-        members.insert("datacontenttype".into(), message.content_type().into());
-        put_data(&mut members, &message);
-        let body = Value::Object(members).to_string();
-        message.to_builder().payload(Payload::new("application/cloudevents+json", body)).build()
+        let mut members = Members::default();
+        message.attributes().for_each(|(name, value)| members.insert(name, &*value));
+        members.insert("datacontenttype", message.content_type());
+        members.insert_data(&message);
+        message.to_builder().payload(Payload::new("application/cloudevents+json", members.into_body())).build()
     }
 }

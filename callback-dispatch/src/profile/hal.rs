@@ -1,8 +1,8 @@
 //! The shape of the adidas API guidelines.
 
-use super::{Profile, Recipient, put_data};
+use super::{Members, Profile, Recipient};
 use callback_core::{Message, MessageError, Payload, Receipt, SinkError};
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 /// `hal`: a notification of the adidas API guidelines.
 ///
@@ -18,12 +18,11 @@ impl Profile for Hal {
     }
 
     fn shape(&self, message: Message, recipient: &Recipient) -> Result<Message, MessageError> {
-        let mut members = Map::new();
-        members.insert("_links".into(), json!({ "self": { "href": recipient.href } }));
-        members.insert("UUID".into(), recipient.id.as_str().into());
-        put_data(&mut members, &message);
-        let body = Value::Object(members).to_string();
-        message.to_builder().payload(Payload::new("application/hal+json", body)).build()
+        let mut members = Members::default();
+        members.insert("_links", json!({ "self": { "href": recipient.href } }));
+        members.insert("UUID", recipient.id.as_str());
+        members.insert_data(&message);
+        message.to_builder().payload(Payload::new("application/hal+json", members.into_body())).build()
     }
 
     fn judge(&self, outcome: Result<Receipt, SinkError>) -> Result<Receipt, SinkError> {

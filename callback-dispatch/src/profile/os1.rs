@@ -1,8 +1,7 @@
 //! The shape of Delhivery OS1.
 
-use super::{Profile, Recipient, put_data};
+use super::{Members, Profile, Recipient};
 use callback_core::{Message, MessageError, Payload, Receipt, SinkError};
-use serde_json::{Map, Value};
 
 /// `os1`: a callback of Delhivery OS1.
 ///
@@ -29,16 +28,16 @@ impl Profile for Os1 {
     }
 
     fn shape(&self, message: Message, recipient: &Recipient) -> Result<Message, MessageError> {
-        let mut members = Map::new();
-        members.insert("event".into(), message.event_type().into());
+        let mut members = Members::default();
+        members.insert("event", message.event_type());
         if let Some(service) = &recipient.service {
-            members.insert("service".into(), service.as_str().into());
+            members.insert("service", service.as_str());
         }
-        put_data(&mut members, &message);
+        members.insert_data(&message);
         if !recipient.meta.is_null() {
-            members.insert("meta".into(), recipient.meta.clone());
+            members.insert("meta", recipient.meta.clone());
         }
-        let payload = Payload::from(Value::Object(members));
+        let payload = Payload::new("application/json", members.into_body());
         let mut shaped = message.to_builder();
         if let Some(secret) = &recipient.secret {
             shaped = shaped.header(&self.signature_header, secret.hex_hmac(payload.body()));

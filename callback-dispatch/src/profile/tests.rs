@@ -82,17 +82,35 @@ fn a_header_that_no_message_can_carry_makes_no_os1_callback() {
 #[test]
 fn a_body_becomes_data_as_in_cloudevents() {
     let data = |payload: Payload| {
-        let mut members = Map::new();
-        put_data(&mut members, &message(payload));
-        Value::Object(members)
+        let mut members = Members::default();
+        members.insert_data(&message(payload));
+        serde_json::from_slice::<Value>(&members.into_body()).expect("JSON")
     };
     assert_eq!(data(json!(null).into()), json!({ "data": null }));
     assert_eq!(data(Payload::new("application/hal+json; charset=utf-8", "[1]")), json!({ "data": [1] }));
+    assert_eq!(data(Payload::new("Application/JSON", "[1]")), json!({ "data": [1] }));
     assert_eq!(data("text".into()), json!({ "data": "text" }));
     assert_eq!(data(vec![0, 255].into()), json!({ "data_base64": "AP8=" }));
     // What is no JSON, whatever it says.
     assert_eq!(data(Payload::new("application/json", "{")), json!({ "data_base64": "ew==" }));
     assert_eq!(data(Payload::new("text/plain", vec![255])), json!({ "data_base64": "/w==" }));
+}
+
+/// A number of many digits is another one after it was read as a `Value`, and not all of JSON can be read as one.
+#[test]
+fn json_is_data_as_it_is_spelled() {
+    let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
+    for json in ["31.245270191439438", "12345678901234567890123", "1e999", "1.10", r#"{"b":1,"a":"\ud83d"}"#, &deep] {
+        let message = message(Payload::new("application/json", json.to_owned()));
+        for profile in [&Hal as &dyn Profile, &Os1::new("x-hmac"), &CloudEvents] {
+            let shaped = profile.shape(message.clone(), &recipient()).expect("it has a shape");
+            let body = str::from_utf8(shaped.body()).expect("a text");
+            assert!(
+                body.contains(&format!(r#""data":{json},"#)) || body.ends_with(&format!(r#""data":{json}}}"#)),
+                "{body}"
+            );
+        }
+    }
 }
 
 #[track_caller]

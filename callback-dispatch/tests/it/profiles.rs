@@ -1,7 +1,9 @@
 //! The shape of results, whose secret signs them, and what the receiver's answer means.
 
 use crate::support::{CustomSink, Given, Home, dsn, echo, ended, lived, start};
-use callback_core::{ErrorKind, Evidence, MemorySink, Message, MessageError, MessageId, Receipt, SinkError, Verifier};
+use callback_core::{
+    ErrorKind, Evidence, MemorySink, Message, MessageError, MessageId, Payload, Receipt, SinkError, Verifier,
+};
 use callback_dispatch::{
     AcceptError, Bare, CloudEvents, DeadLetterQuery, Dispatcher, Event, Hal, Interrupted, MemoryOutbox,
     NewSubscription, Os1, Profile, Recipient, StartError, Submission, Task, TaskState, Violations, Work, Worker,
@@ -169,6 +171,13 @@ async fn every_validator_of_a_worker_is_asked_before_anything_is_stored(home: Ho
         let refused = worker.accept(refused).await;
         let Err(AcceptError::Invalid(violations)) = refused else { panic!("{refused:?}") };
         assert_eq!(violations.to_string(), "/orderId must be a string; is nobody's; /b is missing");
+    }
+    // What a handler may be content with, and validators cannot see.
+    for unreadable in [r#"{"orderId":"7","more":1e999}"#, r#"{"orderId":"7","more":"\ud83d"}"#, "{"] {
+        let unreadable = Payload::new("application/JSON; charset=utf-8", unreadable);
+        let refused = worker.accept(Work::new(unreadable).owner("acme").operation("order")).await;
+        let Err(AcceptError::Invalid(violations)) = refused else { panic!("{refused:?}") };
+        assert_eq!(violations.to_string(), "cannot be read as JSON");
     }
     home.assert_empty().await;
     worker.accept(work("memory://a").owner("acme").operation("order")).await.expect("accepted");

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use callback_core::BoxError;
 use http::{HeaderName, header, request::Parts};
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 use std::{collections::HashMap, fmt, str::FromStr};
 
 /// Names a part of a request: a runtime expression (OpenAPI 3.1 §4.8.20.4).
@@ -71,14 +71,49 @@ pub(super) struct Asked<'a> {
     parts: &'a Parts,
     path: HashMap<&'a str, String>,
     body: &'a Bytes,
-    json: Option<Value>,
+    /// Its syntax was checked. What is in it is read where it is asked for: what no `Value` can be, at some other place, is not
+    /// to hide a callback.
+    json: Option<&'a RawValue>,
 }
 
 impl<'a> Asked<'a> {
     /// The parameters of the path are those that its template names.
     pub(super) fn new(parts: &'a Parts, path: HashMap<&'a str, String>, body: &'a Bytes) -> Self {
-        Self { parts, path, body, json: serde_json::from_slice(body).ok() }
+        // A byte order mark may be passed over (RFC 8259 §8.1).
+        let json = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
+        Self { parts, path, body, json: serde_json::from_slice(json).ok() }
     }
+}
+
+const UNREADABLE: &str = "it cannot be read: nested too deeply, too large a number, or no Unicode text";
+
+fn read(json: &RawValue) -> Result<Value, &'static str> {
+    serde_json::from_str(json.get()).map_err(|_| UNREADABLE)
+}
+
+/// What a JSON Pointer points to (RFC 6901 §4); the last of members of one name.
+fn pointed<'a>(json: &'a RawValue, pointer: &str) -> Result<Option<&'a RawValue>, &'static str> {
+    let mut found = json;
+    for token in pointer.split('/').skip(1) {
+        let next = match found.get().as_bytes() {
+            [b'{', ..] => {
+                let mut members: HashMap<String, &RawValue> =
+                    serde_json::from_str(found.get()).map_err(|_| UNREADABLE)?;
+                members.remove(&token.replace("~1", "/").replace("~0", "~"))
+            }
+            [b'[', ..] => {
+                let items: Vec<&RawValue> = serde_json::from_str(found.get()).map_err(|_| UNREADABLE)?;
+                let is_index = token == "0" || token.starts_with(|digit: char| ('1'..='9').contains(&digit));
+                token.parse::<usize>().ok().filter(|_| is_index).and_then(|index| items.get(index).copied())
+            }
+            _ => None,
+        };
+        match next {
+            Some(next) => found = next,
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(found))
 }
 
 impl Expression {
@@ -101,11 +136,12 @@ impl Expression {
                 only(values, "the parameter is there more than once")?.map(Value::String)
             }
             Part::Path(name) => asked.path.get(name.as_str()).cloned().map(Value::String),
-            Part::Body { pointer: Some(pointer) } => {
-                asked.json.as_ref().and_then(|json| json.pointer(pointer)).cloned()
-            }
-            Part::Body { pointer: None } => match &asked.json {
-                Some(json) => Some(json.clone()),
+            Part::Body { pointer: Some(pointer) } => match asked.json {
+                Some(json) => pointed(json, pointer)?.map(read).transpose()?,
+                None => None,
+            },
+            Part::Body { pointer: None } => match asked.json {
+                Some(json) => Some(read(json)?),
                 None if asked.body.is_empty() => None,
                 None => str::from_utf8(asked.body).ok().map(Value::from),
             },
@@ -371,6 +407,9 @@ mod tests {
         check("$request.body#/urls/1", Ok(Some(json!("second"))));
         check("$request.body#/urls/01", Ok(None));
         check("$request.body#/urls/-", Ok(None));
+        check("$request.body#/urls/+1", Ok(None));
+        check("$request.body#/urls/2", Ok(None));
+        check("$request.body#/callbackUrl/a", Ok(None));
         check("$request.body#/a~1b", Ok(Some(json!(1))));
         check("$request.body#/m~0n", Ok(Some(json!(2))));
         check("$request.body#/", Ok(Some(json!("empty"))));
@@ -390,6 +429,28 @@ mod tests {
         assert_eq!(evaluate("$request.body", b""), None);
         assert_eq!(evaluate("$request.body", b"\xff"), None);
         assert_eq!(evaluate("$request.body#/a", b"a=1"), None);
+    }
+
+    #[test]
+    fn what_cannot_be_read_hides_nothing_beside_it() {
+        let (parts, _) = request();
+        let evaluate = |expression: &str, body: &str| {
+            let body = Bytes::copy_from_slice(body.as_bytes());
+            let asked = Asked::new(&parts, HashMap::new(), &body);
+            expression.parse::<Expression>().expect("an expression").evaluate(&asked)
+        };
+        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        for other in [r#""\ud83d""#, "1e999", &deep] {
+            let body = format!(r#"{{"other":{other},"to":["u"]}}"#);
+            assert_eq!(evaluate("$request.body#/to/0", &body), Ok(Some(json!("u"))));
+            assert_eq!(evaluate("$request.body#/absent", &body), Ok(None));
+            for within in ["", "#", "#/other"] {
+                assert_eq!(evaluate(&format!("$request.body{within}"), &body), Err(UNREADABLE), "{within}");
+            }
+        }
+        assert_eq!(evaluate("$request.body#/a", r#"{"\ud83d":1}"#), Err(UNREADABLE));
+        assert_eq!(evaluate("$request.body#/a", r#"{"a":1,"a":2}"#), Ok(Some(json!(2))));
+        assert_eq!(evaluate("$request.body#/a", "\u{feff}{\"a\":1}"), Ok(Some(json!(1))));
     }
 
     #[test]

@@ -110,7 +110,8 @@ impl SubscriptionRouterBuilder {
         self
     }
 
-    /// Takes the secret from this header too: `x-coreos-callback-secret`, for example. Default: from the body alone.
+    /// Takes the secret from this header too, where the body has none: `x-coreos-callback-secret`, for example. Default: from
+    /// the body alone.
     pub fn secret_header(mut self, name: HeaderName) -> Self {
         self.0.secret_header = Some(name);
         self
@@ -159,6 +160,20 @@ type Answer = Response<axum::body::Body>;
 impl Config {
     fn owner(&self, parts: &Parts) -> Result<String, Refusal> {
         (self.owner)(parts).ok_or_else(|| Refusal::new(problem::CALLER_UNKNOWN))
+    }
+
+    /// The secret that stands in a header. One that cannot be read is told, or the client would believe that it signs.
+    fn secret<'a>(&self, parts: &'a Parts) -> Result<Option<&'a str>, Refusal> {
+        let Some(name) = &self.secret_header else { return Ok(None) };
+        let mut values = parts.headers.get_all(name).iter().map(HeaderValue::to_str);
+        match (values.next(), values.next()) {
+            (None, _) => Ok(None),
+            (Some(Ok(secret)), None) => Ok(Some(secret)),
+            _ => {
+                Err(Refusal::new(problem::INVALID_REQUEST)
+                    .detail(format!("The header {name} is there twice, or no text.")))
+            }
+        }
     }
 
     /// The caller's subscription of this id.
@@ -245,8 +260,7 @@ async fn create(State(config): State<Arc<Config>>, request: Request) -> Answer {
             (Some(dsn), _) => NewSubscription::new(dsn.clone()),
             (None, None) => return Err(Refusal::new(problem::INVALID_REQUEST)),
         };
-        let secret = config.secret_header.as_ref().and_then(|name| parts.headers.get(name)?.to_str().ok());
-        let new = wish.fill(new.owner(owner), secret);
+        let new = wish.fill(new.owner(owner), config.secret(&parts)?);
         let new = config.profile.iter().fold(new, NewSubscription::profile);
         let created = config.dispatcher.subscriptions().create(new).await;
         let created = created.map_err(|error| refused(&place, &error))?;

@@ -200,6 +200,32 @@ async fn a_server_that_resets_every_stream_is_a_failure_of_the_receiver() {
     deliver(&sink, &receiver.dsn("/")).await.expect("delivered");
 }
 
+/// A setting of HTTP/2 that says how much may be sent of one answer (RFC 9113 §6.5.2).
+const INITIAL_WINDOW_SIZE: u16 = 4;
+
+#[tokio::test]
+async fn an_answer_in_http_2_fills_no_more_memory_than_is_read_of_it() {
+    let (root, acceptor) = acceptor_of_a_ca("127.0.0.1", &[b"h2"]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let dsn: Dsn = format!("https://{}/", listener.local_addr().expect("bound")).parse().expect("a Dsn");
+    let window = async {
+        let (stream, _) = listener.accept().await.expect("a connection");
+        let mut stream = acceptor.accept(stream).await.expect("TLS");
+        let mut begin = [0; PREFACE.len() + 9];
+        stream.read_exact(&mut begin).await.expect("the preface, and the head of a frame");
+        let [.., high, low, kind, _, _, _, _, _] = begin;
+        assert_eq!(kind, SETTINGS);
+        let mut settings = vec![0; usize::from(u16::from_be_bytes([high, low]))];
+        stream.read_exact(&mut settings).await.expect("settings");
+        let mut settings = settings.chunks(6);
+        let window = settings.find(|setting| setting[..2] == INITIAL_WINDOW_SIZE.to_be_bytes()).expect("it is set");
+        u32::from_be_bytes([window[2], window[3], window[4], window[5]])
+    };
+    let sink = trusting(&root);
+    let (window, _) = tokio::join!(window, deliver(&sink, &dsn));
+    assert_eq!(window, 64 << 10);
+}
+
 /// Attempts at the hostile ones last for as long as the test: no deadline helps.
 #[cfg(feature = "server")]
 #[tokio::test]

@@ -17,6 +17,10 @@ use callback_http::{
 use http::{Method, StatusCode, header};
 use serde_json::{Value, json};
 use std::time::SystemTime;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 pub(crate) const JSON: (&str, &str) = ("content-type", "application/json");
 pub(crate) const ACME: (&str, &str) = ("x-caller", "acme");
@@ -203,6 +207,28 @@ async fn the_exchange_of_seed_2() {
     assert!(!String::from_utf8_lossy(&found.body).contains(secret));
     assert_eq!(found.json()["hasSecret"], true);
     assert_eq!(found.json()["meta"], json!({ "batch": 7 }));
+}
+
+/// It would be as if the client had named none, and nothing would be signed.
+#[tokio::test]
+async fn a_secret_in_a_header_that_cannot_be_read_is_refused() {
+    let header = header::HeaderName::from_static("x-coreos-callback-secret");
+    let api = Api::with(|dispatcher| dispatcher, |router| router.profile("os1").secret_header(header)).await;
+    let body = json!({ "callback": api.callback() }).to_string();
+    let secret = ("x-coreos-callback-secret", "mine");
+    let reply = api.send(Method::POST, "/subscriptions", &[JSON, ACME, secret, secret], body.clone()).await;
+    let problem = check_problem(&reply, 400, "invalid-request");
+    assert_eq!(problem["detail"], "The header x-coreos-callback-secret is there twice, or no text.");
+
+    let mut stream = TcpStream::connect(api.server.address).await.expect("it listens");
+    let head = "POST /subscriptions HTTP/1.1\r\nhost: a\r\nx-caller: acme\r\ncontent-type: application/json\r\n";
+    let rest = "x-coreos-callback-secret: sésame\r\nconnection: close\r\n";
+    let request = format!("{head}{rest}content-length: {}\r\n\r\n{body}", body.len());
+    stream.write_all(request.as_bytes()).await.expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 400 ") && !answer.contains("same"), "{answer}");
+    assert_eq!(api.get("/subscriptions").await.json()["_embedded"]["subscriptions"], json!([]));
 }
 
 #[tokio::test]

@@ -10,8 +10,10 @@ mod file_sink;
 mod json_schema;
 mod openapi;
 mod order_service;
+mod orders;
 #[cfg(feature = "redis")]
 mod redis_sink;
 mod service;
 mod transactional;
+mod walks;
 mod web_socket;

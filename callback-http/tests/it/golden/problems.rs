@@ -107,6 +107,10 @@ async fn problems_of_a_subscription() {
     let href = created(&api.post(&to(&api.callback())).await);
     assert_eq!(api.send(Method::DELETE, &href, &[ACME], "").await.status, StatusCode::ACCEPTED);
     problem("subscription-over", &api.send(Method::DELETE, &href, &[ACME], "").await);
+    let api = subscriptions::Api::with(|dispatcher| dispatcher.subscription_limit(1), |router| router).await;
+    let wish = to(&api.callback());
+    created(&api.post(&wish).await);
+    problem("subscriptions-too-many", &api.post(&wish).await);
 }
 
 /// Asks for a subscription, and leaves off within the body.

@@ -211,6 +211,19 @@ async fn a_service_that_closes_says_when_to_come_again() {
     assert_eq!(reply.headers[header::RETRY_AFTER], "1");
 }
 
+/// A service may pass over what it does not know, and be content with all of these.
+#[tokio::test]
+async fn a_callback_is_seen_beside_what_cannot_be_read() {
+    let mut api = Api::open(caller()).await;
+    let deep = format!("{}{}", "[".repeat(1_000), "]".repeat(1_000));
+    for other in [r#""\ud83d""#, "1e999", &deep] {
+        let body = format!(r#"{{"other":{other},"callbackUrl":"{}"}}"#, api.callback());
+        let headers = [("content-type", "application/json"), ("x-caller", "acme")];
+        let task = id(&location(&api.send(Method::POST, "/orders", &headers, body).await)).to_string();
+        assert_eq!(api.receiver.next().await.header("ce-subject"), Some(&*task));
+    }
+}
+
 /// What a coded body names could not be read: whoever asks for a callback is not to get a synchronous answer instead.
 #[tokio::test]
 async fn a_body_with_a_content_coding_is_refused_where_a_callback_may_stand_in_it() {
