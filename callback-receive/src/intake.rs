@@ -109,7 +109,7 @@ impl Shared {
                     return Verdict::Unverified;
                 }
                 let (room, now) = (self.settings.queue, Instant::now());
-                match slot.offer(incoming.message, &self.memory, room, now) {
+                match slot.offer(incoming.into_message(), &self.memory, room, now) {
                     Offered::Verdict(verdict) => verdict,
                     Offered::Waiting(verdict) => in_time(verdict, self.settings.answer_within).await,
                 }
@@ -202,7 +202,8 @@ impl Shared {
     fn is_genuine(&self, handle: &HandleId, verifier: Option<&Verifier>, incoming: &Incoming) -> bool {
         let Some(verifier) = verifier else { return true };
         let (timestamp, signature) = incoming.signed.as_ref().map_or(("", ""), |(time, signature)| (time, signature));
-        let (id, body) = (incoming.message.id().as_str(), &incoming.message.body()[..]);
+        let content = incoming.content.as_ref().unwrap_or_else(|| incoming.message.body());
+        let (id, body) = (incoming.message.id().as_str(), &content[..]);
         let verified = if incoming.is_stored {
             verifier.verify_stored_headers(id, timestamp, signature, body)
         } else {

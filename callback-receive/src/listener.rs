@@ -2,6 +2,7 @@
 
 use crate::{HandleId, Intake};
 use async_trait::async_trait;
+use bytes::Bytes;
 use callback_core::{Dsn, Message, Problem};
 use std::{fmt, time::Duration};
 
@@ -75,6 +76,8 @@ pub trait Listener: fmt::Debug + Send + Sync + 'static {
 pub struct Incoming {
     pub(crate) message: Message,
     pub(crate) signed: Option<(String, String)>,
+    /// What the signature is over, where that is not the message's body.
+    pub(crate) content: Option<Bytes>,
     pub(crate) is_stored: bool,
     pub(crate) position: Option<Position>,
 }
@@ -88,7 +91,7 @@ impl Incoming {
     /// Its id is what duplicates are found by: the sender's delivery id, or one that nobody else has.
     #[must_use]
     pub const fn new(message: Message) -> Self {
-        Self { message, signed: None, is_stored: false, position: None }
+        Self { message, signed: None, content: None, is_stored: false, position: None }
     }
 
     /// Adds the signature as it came: `webhook-timestamp` and `webhook-signature`, over the message's id and body.
@@ -98,11 +101,23 @@ impl Incoming {
         self
     }
 
+    /// Says what the signature is over, where that is not the message's body: an event in structured mode, as it was sent.
+    #[must_use]
+    pub fn signed_content(mut self, content: impl Into<Bytes>) -> Self {
+        self.content = Some(content.into());
+        self
+    }
+
     /// Says that a broker or a log kept it: its age is not judged.
     #[must_use]
     pub const fn stored(mut self) -> Self {
         self.is_stored = true;
         self
+    }
+
+    /// The message alone.
+    pub(crate) fn into_message(self) -> Message {
+        self.message
     }
 
     /// Says where in a log it stood: stored together with the message, if it is stored.

@@ -84,6 +84,19 @@ async fn a_handle_may_have_keys_of_its_own() {
 }
 
 #[tokio::test]
+async fn what_was_signed_may_be_other_than_the_body() {
+    let envelope = "{\"data\":1}";
+    let incoming = signed(KEY, "a");
+    check(KEY, incoming.clone().signed_content(envelope), false).await;
+    let (id, now) = ("a".parse().expect("an id"), SystemTime::now());
+    let signer: Signer = KEY.parse().expect("a key");
+    let seconds = now.duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs().to_string();
+    let incoming = incoming.signed(seconds, signer.sign(&id, now, envelope.as_bytes()));
+    check(KEY, incoming.clone(), false).await;
+    check(KEY, incoming.signed_content(envelope), true).await;
+}
+
+#[tokio::test]
 async fn an_ended_handle_is_judged_by_the_key_of_its_receiver() {
     let (wire, receiver) = Wire::open(Receiver::builder().verifier(verifier(KEY))).await;
     let callback = receiver.spawn().verifier(verifier(OTHER));
