@@ -3,6 +3,7 @@
 use crate::{
     HandleId, InboxError, Incoming, ReceiveError, Verdict,
     inbox::{Micros, Write, Written},
+    listener::Signed,
     memory::Key,
     named::{Judge, Named},
     receiver::Shared,
@@ -201,8 +202,9 @@ impl Shared {
     /// Judges a signature, where there is a key. Why it does not count is logged, and not told to the sender.
     fn is_genuine(&self, handle: &HandleId, verifier: Option<&Verifier>, incoming: &Incoming) -> bool {
         let Some(verifier) = verifier else { return true };
-        let (timestamp, signature) = incoming.signed.as_ref().map_or(("", ""), |(time, signature)| (time, signature));
-        let content = incoming.content.as_ref().unwrap_or_else(|| incoming.message.body());
+        let unsigned = Signed::default();
+        let Signed { timestamp, signature, content } = incoming.signed.as_deref().unwrap_or(&unsigned);
+        let content = content.as_ref().unwrap_or_else(|| incoming.message.body());
         let (id, body) = (incoming.message.id().as_str(), &content[..]);
         let verified = if incoming.is_stored {
             verifier.verify_stored_headers(id, timestamp, signature, body)
@@ -213,7 +215,7 @@ impl Shared {
         let is_theirs = || verifier.verify_stored_headers(id, timestamp, signature, body).is_ok();
         if error == VerifyError::Stale && is_theirs() {
             let signed_at: i64 = timestamp.parse().unwrap_or(0);
-            let seconds = Micros::now().0 / 1_000_000 - signed_at;
+            let seconds = (Micros::now().0 / 1_000_000).saturating_sub(signed_at);
             tracing::warn!(
                 ?handle,
                 id,

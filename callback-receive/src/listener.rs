@@ -75,11 +75,18 @@ pub trait Listener: fmt::Debug + Send + Sync + 'static {
 #[derive(Clone)]
 pub struct Incoming {
     pub(crate) message: Message,
-    pub(crate) signed: Option<(String, String)>,
-    /// What the signature is over, where that is not the message's body.
-    pub(crate) content: Option<Bytes>,
+    pub(crate) signed: Option<Box<Signed>>,
     pub(crate) is_stored: bool,
     pub(crate) position: Option<Position>,
+}
+
+/// A signature as it came.
+#[derive(Clone, Default)]
+pub(crate) struct Signed {
+    pub(crate) timestamp: String,
+    pub(crate) signature: String,
+    /// What it is over, where that is not the message's body.
+    pub(crate) content: Option<Bytes>,
 }
 
 /// Where in a log a message stood: log and offset.
@@ -91,20 +98,21 @@ impl Incoming {
     /// Its id is what duplicates are found by: the sender's delivery id, or one that nobody else has.
     #[must_use]
     pub const fn new(message: Message) -> Self {
-        Self { message, signed: None, content: None, is_stored: false, position: None }
+        Self { message, signed: None, is_stored: false, position: None }
     }
 
     /// Adds the signature as it came: `webhook-timestamp` and `webhook-signature`, over the message's id and body.
     #[must_use]
     pub fn signed(mut self, timestamp: impl Into<String>, signature: impl Into<String>) -> Self {
-        self.signed = Some((timestamp.into(), signature.into()));
+        let signed = self.signed.get_or_insert_default();
+        (signed.timestamp, signed.signature) = (timestamp.into(), signature.into());
         self
     }
 
     /// Says what the signature is over, where that is not the message's body: an event in structured mode, as it was sent.
     #[must_use]
     pub fn signed_content(mut self, content: impl Into<Bytes>) -> Self {
-        self.content = Some(content.into());
+        self.signed.get_or_insert_default().content = Some(content.into());
         self
     }
 
