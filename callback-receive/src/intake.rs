@@ -3,6 +3,7 @@
 use crate::{
     HandleId, InboxError, Incoming, ReceiveError, Verdict,
     inbox::{Micros, Write, Written},
+    listener::Signed,
     memory::Key,
     named::{Judge, Named},
     receiver::Shared,
@@ -13,10 +14,10 @@ use crate::{
 use callback_core::{Verifier, VerifyError};
 use std::{
     sync::{Arc, Weak},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 use tokio::{
-    sync::oneshot,
+    sync::oneshot::{self, error::TryRecvError},
     task::yield_now,
     time::{Instant, timeout},
 };
@@ -25,7 +26,10 @@ use tokio::{
 ///
 /// It keeps no receiver alive: once that is gone, every offer is answered with [`Verdict::RetryLater`].
 #[derive(Clone, Debug)]
-pub struct Intake(pub(crate) Weak<Shared>);
+pub struct Intake {
+    shared: Weak<Shared>,
+    body_limit: usize,
+}
 
 /// What a handle is to this receiver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,12 +44,16 @@ pub enum Standing {
 }
 
 impl Intake {
+    pub(crate) fn new(shared: &Arc<Shared>) -> Self {
+        Self { shared: Arc::downgrade(shared), body_limit: shared.settings.body_limit }
+    }
+
     /// Offers a message to a handle; resolves with what its sender is to be told, within `answer_within`.
     ///
     /// # Cancellation
     /// Dropped, the message may have been taken all the same: it is known when it comes again, or joins the one that waits.
     pub async fn offer(&self, handle: &HandleId, incoming: Incoming) -> Verdict {
-        let Some(shared) = self.0.upgrade() else { return Verdict::RetryLater(None) };
+        let Some(shared) = self.shared.upgrade() else { return Verdict::RetryLater(None) };
         let verdict = shared.offer(handle, incoming).await;
         count(&verdict);
         verdict
@@ -54,7 +62,7 @@ impl Intake {
     /// What a handle is to this receiver, for a handshake.
     #[must_use]
     pub fn standing(&self, handle: &HandleId) -> Standing {
-        let Some(shared) = self.0.upgrade() else { return Standing::Unknown };
+        let Some(shared) = self.shared.upgrade() else { return Standing::Unknown };
         match shared.registry.find(handle) {
             Some(Handle::Spawned(slot)) if slot.is_ended() => Standing::Ended,
             Some(_) => Standing::Open,
@@ -63,16 +71,16 @@ impl Intake {
         }
     }
 
-    /// How many bytes a body may have.
+    /// How many bytes a body may have, whether or not the receiver is still there.
     #[must_use]
-    pub fn body_limit(&self) -> usize {
-        self.0.upgrade().map_or(0, |shared| shared.settings.body_limit)
+    pub const fn body_limit(&self) -> usize {
+        self.body_limit
     }
 
     /// The offset behind which each log is to be read on, as of the start: the last one that the inbox has stored.
     #[must_use]
     pub fn positions(&self) -> Vec<(String, i64)> {
-        self.0.upgrade().map_or_else(Vec::new, |shared| shared.positions.clone())
+        self.shared.upgrade().map_or_else(Vec::new, |shared| shared.positions.clone())
     }
 
     /// Stores how far logs were passed, where no message is to be stored with it; a lower offset than the one known is not.
@@ -83,7 +91,7 @@ impl Intake {
     /// # Cancellation
     /// Dropped, the positions may be stored all the same.
     pub async fn pass(&self, positions: Vec<(String, i64)>) -> Result<(), ReceiveError> {
-        let shared = self.0.upgrade().ok_or(ReceiveError::Closed)?;
+        let shared = self.shared.upgrade().ok_or(ReceiveError::Closed)?;
         shared.write_then(Write::Pass { positions }, drop).await
     }
 }
@@ -102,9 +110,9 @@ impl Shared {
                     return Verdict::Unverified;
                 }
                 let (room, now) = (self.settings.queue, Instant::now());
-                match slot.offer(incoming.message, &self.memory, room, now) {
+                match slot.offer(incoming.into_message(), &self.memory, room, now) {
                     Offered::Verdict(verdict) => verdict,
-                    Offered::Waiting(verdict) => self.wait(verdict).await,
+                    Offered::Waiting(verdict) => in_time(verdict, self.settings.answer_within).await,
                 }
             }
             Some(Handle::Named(named)) => {
@@ -130,33 +138,20 @@ impl Shared {
         if !self.minter.made(handle) {
             return Verdict::Unknown;
         }
-        if !self.is_genuine(handle, self.verifier.as_ref(), incoming) {
-            return Verdict::Unverified;
-        }
+        // Known or not comes first: what the handle took may be signed by a key of its own, which nobody has any more.
         let id = incoming.message.id();
         if lock(&self.memory).knows(&Key::of(handle, id), Instant::now()) {
             return Verdict::Duplicate;
         }
-        match &self.inbox {
-            None => Verdict::Ended,
-            Some(inbox) => match inbox.knows(handle, id.as_str()).await {
-                Ok(true) => Verdict::Duplicate,
-                Ok(false) => Verdict::Ended,
-                Err(error) => not_now(&error),
-            },
-        }
-    }
-
-    /// The verdict, if it is there in time.
-    async fn wait(&self, mut verdict: oneshot::Receiver<Verdict>) -> Verdict {
-        // Most are there once the others had their turn, and need no timer.
-        yield_now().await;
-        if let Ok(verdict) = verdict.try_recv() {
-            return verdict;
-        }
-        match timeout(self.settings.answer_within, verdict).await {
-            Ok(Ok(verdict)) => verdict,
-            Ok(Err(_)) | Err(_) => Verdict::RetryLater(None),
+        let is_known = match &self.inbox {
+            None => Ok(false),
+            Some(inbox) => inbox.knows(handle, id.as_str()).await,
+        };
+        match is_known {
+            Ok(true) => Verdict::Duplicate,
+            Ok(false) if self.is_genuine(handle, self.verifier.as_ref(), incoming) => Verdict::Ended,
+            Ok(false) => Verdict::Unverified,
+            Err(error) => not_now(&error),
         }
     }
 
@@ -201,14 +196,16 @@ impl Shared {
             named.release();
             return not_now(&error);
         }
-        self.wait(verdict).await
+        in_time(verdict, self.settings.answer_within).await
     }
 
     /// Judges a signature, where there is a key. Why it does not count is logged, and not told to the sender.
     fn is_genuine(&self, handle: &HandleId, verifier: Option<&Verifier>, incoming: &Incoming) -> bool {
         let Some(verifier) = verifier else { return true };
-        let (timestamp, signature) = incoming.signed.as_ref().map_or(("", ""), |(time, signature)| (time, signature));
-        let (id, body) = (incoming.message.id().as_str(), &incoming.message.body()[..]);
+        let unsigned = Signed::default();
+        let Signed { timestamp, signature, content } = incoming.signed.as_deref().unwrap_or(&unsigned);
+        let content = content.as_ref().unwrap_or_else(|| incoming.message.body());
+        let (id, body) = (incoming.message.id().as_str(), &content[..]);
         let verified = if incoming.is_stored {
             verifier.verify_stored_headers(id, timestamp, signature, body)
         } else {
@@ -218,7 +215,7 @@ impl Shared {
         let is_theirs = || verifier.verify_stored_headers(id, timestamp, signature, body).is_ok();
         if error == VerifyError::Stale && is_theirs() {
             let signed_at: i64 = timestamp.parse().unwrap_or(0);
-            let seconds = Micros::now().0 / 1_000_000 - signed_at;
+            let seconds = (Micros::now().0 / 1_000_000).saturating_sub(signed_at);
             tracing::warn!(
                 ?handle,
                 id,
@@ -229,6 +226,21 @@ impl Shared {
             tracing::warn!(?handle, id, %error, "the signature is wrong: it may be forged");
         }
         false
+    }
+}
+
+/// The verdict, if it is there in time and comes at all.
+async fn in_time(mut verdict: oneshot::Receiver<Verdict>, limit: Duration) -> Verdict {
+    // Most are there once the others had their turn, and need no timer.
+    yield_now().await;
+    match verdict.try_recv() {
+        Ok(verdict) => verdict,
+        // It must not be polled again.
+        Err(TryRecvError::Closed) => Verdict::RetryLater(None),
+        Err(TryRecvError::Empty) => match timeout(limit, verdict).await {
+            Ok(Ok(verdict)) => verdict,
+            Ok(Err(_)) | Err(_) => Verdict::RetryLater(None),
+        },
     }
 }
 
@@ -254,4 +266,29 @@ fn count(verdict: &Verdict) {
 fn not_now(error: &InboxError) -> Verdict {
     tracing::error!(error = error as &dyn std::error::Error, "the inbox failed");
     Verdict::RetryLater(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_verdict_comes_in_time_or_the_sender_is_told_to_come_again() {
+        let later = Verdict::RetryLater(None);
+        let (sender, verdict) = oneshot::channel();
+        sender.send(Verdict::Accepted).expect("it is awaited");
+        assert_eq!(in_time(verdict, LIMIT).await, Verdict::Accepted);
+        let (sender, verdict) = oneshot::channel();
+        drop(sender);
+        assert_eq!(in_time(verdict, LIMIT).await, later, "whoever would say it is gone");
+        let (sender, verdict) = oneshot::channel();
+        let answered = tokio::spawn(in_time(verdict, LIMIT));
+        tokio::time::sleep(LIMIT / 2).await;
+        drop(sender);
+        assert_eq!(answered.await.expect("no panic"), later, "he has gone meanwhile");
+        let (_sender, verdict) = oneshot::channel();
+        assert_eq!(in_time(verdict, LIMIT).await, later, "he says nothing");
+    }
 }

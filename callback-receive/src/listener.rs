@@ -2,6 +2,7 @@
 
 use crate::{HandleId, Intake};
 use async_trait::async_trait;
+use bytes::Bytes;
 use callback_core::{Dsn, Message, Problem};
 use std::{fmt, time::Duration};
 
@@ -74,9 +75,18 @@ pub trait Listener: fmt::Debug + Send + Sync + 'static {
 #[derive(Clone)]
 pub struct Incoming {
     pub(crate) message: Message,
-    pub(crate) signed: Option<(String, String)>,
+    pub(crate) signed: Option<Box<Signed>>,
     pub(crate) is_stored: bool,
     pub(crate) position: Option<Position>,
+}
+
+/// A signature as it came.
+#[derive(Clone, Default)]
+pub(crate) struct Signed {
+    pub(crate) timestamp: String,
+    pub(crate) signature: String,
+    /// What it is over, where that is not the message's body.
+    pub(crate) content: Option<Bytes>,
 }
 
 /// Where in a log a message stood: log and offset.
@@ -94,7 +104,15 @@ impl Incoming {
     /// Adds the signature as it came: `webhook-timestamp` and `webhook-signature`, over the message's id and body.
     #[must_use]
     pub fn signed(mut self, timestamp: impl Into<String>, signature: impl Into<String>) -> Self {
-        self.signed = Some((timestamp.into(), signature.into()));
+        let signed = self.signed.get_or_insert_default();
+        (signed.timestamp, signed.signature) = (timestamp.into(), signature.into());
+        self
+    }
+
+    /// Says what the signature is over, where that is not the message's body: an event in structured mode, as it was sent.
+    #[must_use]
+    pub fn signed_content(mut self, content: impl Into<Bytes>) -> Self {
+        self.signed.get_or_insert_default().content = Some(content.into());
         self
     }
 
@@ -103,6 +121,11 @@ impl Incoming {
     pub const fn stored(mut self) -> Self {
         self.is_stored = true;
         self
+    }
+
+    /// The message alone.
+    pub(crate) fn into_message(self) -> Message {
+        self.message
     }
 
     /// Says where in a log it stood: stored together with the message, if it is stored.

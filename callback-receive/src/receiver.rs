@@ -281,8 +281,8 @@ impl ReceiverBuilder {
         if shared.inbox.is_some() {
             tokio::spawn(sweep(Arc::downgrade(&shared)));
         }
-        let intake = Intake(Arc::downgrade(&shared));
-        let task = tokio::spawn(listen(listener, intake));
+        let intake = Intake::new(&shared);
+        let task = tokio::spawn(listen(listener, intake, Arc::downgrade(&shared)));
         *lock(&shared.listening) = Some(task);
         Ok(Receiver(shared))
     }
@@ -300,8 +300,8 @@ async fn pass(inbox: &Arc<dyn Store>, positions: Vec<(String, i64)>) -> Result<(
 }
 
 /// Runs the listener; when it ends by itself, nobody waits for ever.
-async fn listen(listener: Arc<dyn Listener>, intake: Intake) {
-    let _end = EndAll(Weak::clone(&intake.0));
+async fn listen(listener: Arc<dyn Listener>, intake: Intake, shared: Weak<Shared>) {
+    let _end = EndAll(shared);
     listener.listen(intake).await;
 }
 

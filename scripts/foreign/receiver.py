@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 # A file beside this one has the library's name: while the folder is searched, the import would find that file.
 sys.path = [folder for folder in sys.path if folder != os.path.dirname(os.path.abspath(__file__))]
 
-from cloudevents.core.bindings.http import to_binary_event
+from cloudevents.core.bindings.http import to_binary_event, to_structured_event
 from cloudevents.core.v1.event import CloudEvent
 from standardwebhooks import Webhook
 
@@ -117,6 +117,13 @@ def by_cloudevents(program):
         other = {**message.headers, "ce-id": "another"}
         equal("another event is taken", post(receiver.url, other, message.body)[0], 200)
         equal("it is the next one", receiver.next()["event"], "another")
+        whole = to_structured_event(CloudEvent({**attributes, "id": "whole"}, {"number": 124}))
+        equal("an event in structured mode is taken", post(receiver.url, whole.headers, whole.body)[0], 200)
+        taken = receiver.next()
+        equal("it has its event's attributes", [taken[name] for name in ("event", "type", "subject", "contentType")],
+              ["whole", attributes["type"], attributes["subject"], "application/json"])
+        equal("its data is the body", json.loads(taken["body"]), {"number": 124})
+        equal("sent again, it is known, too", post(receiver.url, whole.headers, whole.body)[0], 200)
 
 
 def curl(*arguments):

@@ -69,6 +69,13 @@ fn message_of(properties: &BasicProperties, body: Bytes, handle: &str) -> Result
             if let Some(correlation) = headers.attribute("ce-correlationid")? {
                 builder = builder.correlation_id(correlation);
             }
+            // CloudEvents extension *Sequence* 1.0.2: another type, or a number that is none of it, is left out.
+            if headers.attribute("ce-sequencetype")?.is_some_and(|kind| kind == "Integer")
+                && let Some(number) = headers.attribute("ce-sequence")?.and_then(|number| number.parse().ok())
+                && (1..=0x7fff_ffff).contains(&number)
+            {
+                builder = builder.sequence(number);
+            }
             builder
         }
         Some(_) => return Err(malformed("ce-specversion must be 1.0")),
@@ -262,6 +269,7 @@ mod tests {
             .source("/orders")
             .subject("Bestellung für 😀")
             .correlation_id("ray 7")
+            .sequence(7)
             .time(time)
             .header("x-request-id", "r-1")
             .payload(Payload::new("application/json", &br#"{"test": 2432232314}"#[..]))
@@ -298,6 +306,15 @@ mod tests {
         );
         assert_eq!((message.subject(), message.content_type()), (Some("12345"), "text/plain"));
         assert_eq!(message.time(), SystemTime::UNIX_EPOCH + Duration::from_secs(1_614_265_330));
+    }
+
+    #[test]
+    fn a_sequence_that_is_none_is_left_out() {
+        for (number, kind) in [("7", "Other"), ("0", "Integer"), ("x", "Integer"), ("2147483648", "Integer")] {
+            let properties = table(&[&EVENT[..], &[("ce-sequence", number), ("ce-sequencetype", kind)]].concat());
+            let message = message_of(&properties, "".into(), HANDLE).expect("a message");
+            assert_eq!(message.sequence(), None, "{number} {kind}");
+        }
     }
 
     #[test]

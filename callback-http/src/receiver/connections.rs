@@ -28,13 +28,22 @@ pub(super) struct Connections {
 #[derive(Debug)]
 pub(super) struct Connection {
     number: u64,
-    /// Since when it rests, in nanoseconds after the first one; [`BUSY`] while it has a request, or was asked to go.
+    /// Since when it rests, in nanoseconds after the first one; [`BUSY`] while it has a request, [`GOING`] once it was
+    /// asked to go.
     resting: AtomicU64,
     /// Cancelled when it has to go: to make room, or with all others.
     pub(super) leaving: CancellationToken,
 }
 
+impl Connection {
+    /// Whether it has a request.
+    pub(super) fn is_working(&self) -> bool {
+        self.resting.load(Ordering::SeqCst) == BUSY
+    }
+}
+
 const BUSY: u64 = u64::MAX;
+const GOING: u64 = BUSY - 1;
 
 impl Connections {
     pub(super) fn new() -> Self {
@@ -91,10 +100,10 @@ impl Connections {
         let open = self.lock();
         loop {
             let resting = open.values().map(|connection| (connection.resting.load(Ordering::SeqCst), connection));
-            let longest = resting.filter(|(since, _)| *since != BUSY).min_by_key(|(since, _)| *since);
+            let longest = resting.filter(|(since, _)| *since < GOING).min_by_key(|(since, _)| *since);
             let Some((since, connection)) = longest else { return false };
             // One that got a request meanwhile is left alone.
-            if connection.resting.compare_exchange(since, BUSY, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+            if connection.resting.compare_exchange(since, GOING, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
                 connection.leaving.cancel();
                 return true;
             }
@@ -106,8 +115,8 @@ impl Connections {
         let Some(latest) = self.elapsed().checked_sub(nanoseconds(time)) else { return };
         for connection in self.lock().values() {
             let since = connection.resting.load(Ordering::SeqCst);
-            if since <= latest
-                && connection.resting.compare_exchange(since, BUSY, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+            if since <= latest.min(GOING - 1)
+                && connection.resting.compare_exchange(since, GOING, Ordering::SeqCst, Ordering::SeqCst).is_ok()
             {
                 connection.leaving.cancel();
             }
@@ -123,9 +132,9 @@ impl Connections {
     }
 }
 
-/// Less than [`BUSY`].
+/// Less than [`GOING`].
 fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(BUSY).min(BUSY - 1)
+    u64::try_from(time.as_nanos()).unwrap_or(BUSY).min(GOING - 1)
 }
 
 /// Counts who waits.
@@ -161,6 +170,7 @@ mod tests {
         Connections::work(&connections[0]);
         all.evict().await;
         assert_eq!(leave(), [false, true, false]);
+        assert_eq!(connections.iter().map(|one| one.is_working()).collect::<Vec<_>>(), [true, false, false]);
         all.rest(&connections[0]);
         all.evict().await;
         assert_eq!(leave(), [false, true, true]);

@@ -19,6 +19,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use wire::Malformed;
 
 /// Serves requests, whoever has read their heads.
 pub(super) struct Requests {
@@ -75,7 +76,13 @@ impl Requests {
         };
         let verdict = match wire::incoming(&head.headers, body) {
             Ok(incoming) => intake.offer(&handle, incoming).await,
-            Err(malformed) => return answer::problem(StatusCode::BAD_REQUEST, &malformed.to_string()),
+            Err(malformed) => {
+                let status = match malformed {
+                    Malformed::Content(_) => StatusCode::BAD_REQUEST,
+                    Malformed::Format => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                };
+                return answer::problem(status, &malformed.to_string());
+            }
         };
         drop(memory);
         answer::of(verdict)

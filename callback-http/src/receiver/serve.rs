@@ -10,14 +10,15 @@ use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{interval, sleep, timeout},
+    time::{interval, sleep},
 };
 
 /// How large the head of a request may be, in bytes.
 const HEAD: usize = 32 << 10;
 
-/// How long an answer may take to be written when the receiver closes.
-const LAST_ANSWER: Duration = Duration::from_secs(30);
+/// How long the last answer of a connection may take to be written, or a head to come that has begun, when the receiver
+/// closes.
+const LAST_ANSWER: Duration = Duration::from_secs(1);
 
 /// How long nothing is accepted after the system had no room for a connection.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -110,11 +111,25 @@ async fn converse(
         biased;
         () = connection.leaving.cancelled() => if inner.closing.is_cancelled() {
             conversation.as_mut().graceful_shutdown();
-            let _ = timeout(LAST_ANSWER, conversation).await;
+            tokio::select! {
+                _ = conversation.as_mut() => {}
+                () = silent(&connection) => {}
+            }
         },
         // A sender that goes away is no matter.
         _ = conversation.as_mut() => {}
     }
     all.close(&connection);
     drop(permit);
+}
+
+/// Resolves once the connection has had its time without a request. A request ends by itself: its body is not waited for any
+/// more, and its verdict is there in time.
+async fn silent(connection: &Connection) {
+    loop {
+        sleep(LAST_ANSWER).await;
+        if !connection.is_working() {
+            return;
+        }
+    }
 }

@@ -276,6 +276,65 @@ async fn close_answers_what_is_under_way() {
 }
 
 #[tokio::test]
+async fn close_does_not_wait_for_who_never_ends_his_head() {
+    let (receiver, address) = open(Receiver::builder()).await;
+    let mut handle = receiver.spawn();
+    let mut silent = TcpStream::connect(address).await.expect("it listens");
+    silent.write_all(b"POST /in/x HTTP/1.1\r\nhost").await.expect("it reads");
+    // By then that has been read, too.
+    serves(&mut handle, "a").await;
+    timeout(PATIENCE / 2, receiver.close(Duration::ZERO)).await.expect("it ends").expect("nothing is in hand");
+}
+
+const EVENT: &str = r#"{"specversion":"1.0","id":"e1","source":"/orders","type":"order.completed","data":{"a": 1}}"#;
+
+/// Sends a body with the signature of the event.
+async fn structured(url: String, body: String) -> u16 {
+    let (id, signer): (MessageId, Signer) = ("a".parse().expect("an id"), KEY.parse().expect("a key"));
+    let now = SystemTime::now();
+    let signature = signer.sign(&id, now, EVENT.as_bytes());
+    let seconds = now.duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs().to_string();
+    let headers = [
+        ("content-type", "application/cloudevents+json"),
+        ("webhook-id", "a"),
+        ("webhook-timestamp", &seconds),
+        ("webhook-signature", &signature),
+    ];
+    send("POST", &url, &headers, &body).await.status
+}
+
+#[tokio::test]
+async fn an_event_in_structured_mode_is_signed_as_a_whole_and_its_data_is_the_body() {
+    let (receiver, _) = open(Receiver::builder().verifier(KEY.parse().expect("a key"))).await;
+    let mut handle = receiver.spawn();
+    assert_eq!(structured(handle.url(), EVENT.replace("e1", "e2")).await, 401);
+    let told = tokio::spawn(structured(handle.url(), EVENT.to_owned()));
+    let delivery = timeout(PATIENCE, handle.next()).await.expect("it comes").expect("open");
+    let message = delivery.message();
+    assert_eq!((message.id().as_str(), message.event_id().as_str()), ("a", "e1"));
+    assert_eq!((message.body().as_ref(), message.content_type()), (&br#"{"a": 1}"#[..], "application/json"));
+    delivery.accept().await.expect("direct");
+    assert_eq!(told.await.expect("no panic"), 200);
+    assert_eq!(structured(handle.url(), EVENT.to_owned()).await, 200, "it is known");
+    nothing_came(&mut handle).await;
+}
+
+#[tokio::test]
+async fn an_event_in_structured_mode_without_an_id_of_a_webhook_is_known_when_it_comes_again() {
+    let (receiver, _) = open(Receiver::builder()).await;
+    let mut handle = receiver.spawn();
+    let headers = [("content-type", "application/cloudevents+json")];
+    let url = handle.url();
+    let told = tokio::spawn(async move { send("POST", &url, &headers, EVENT).await.status });
+    timeout(PATIENCE, handle.next()).await.expect("it comes").expect("open").accept().await.expect("direct");
+    assert_eq!(told.await.expect("no panic"), 200);
+    assert_eq!(send("POST", &handle.url(), &headers, EVENT).await.status, 200);
+    nothing_came(&mut handle).await;
+    let batch = send("POST", &handle.url(), &[("content-type", "application/cloudevents-batch+json")], "[]").await;
+    assert_eq!(batch.status, 415);
+}
+
+#[tokio::test]
 async fn a_receiver_that_is_dropped_listens_no_more() {
     let (receiver, address) = open(Receiver::builder()).await;
     drop(receiver);

@@ -99,6 +99,14 @@ impl<'a> Lines<'a> {
 }
 
 fn incoming(headers: &Lines<'_>, value: &[u8]) -> Result<Incoming, Malformed> {
+    let incoming = Incoming::new(message(headers, value)?).stored();
+    Ok(match (headers.one("webhook-timestamp")?, headers.one("webhook-signature")?) {
+        (None, None) => incoming,
+        (timestamp, signature) => incoming.signed(timestamp.unwrap_or_default(), signature.unwrap_or_default()),
+    })
+}
+
+fn message(headers: &Lines<'_>, value: &[u8]) -> Result<Message, Malformed> {
     let content_type = headers.one("content-type")?.unwrap_or("application/octet-stream");
     let id = headers.one("webhook-id")?.map(delivery_id).transpose()?;
     let mut builder = match (headers.one("ce_specversion")?, id) {
@@ -122,8 +130,12 @@ fn incoming(headers: &Lines<'_>, value: &[u8]) -> Result<Incoming, Malformed> {
             if let Some(correlation) = headers.one("ce_correlationid")? {
                 builder = builder.correlation_id(correlation);
             }
-            if let (Some(number), Some("Integer")) = (headers.one("ce_sequence")?, headers.one("ce_sequencetype")?) {
-                builder = builder.sequence(number.parse().map_err(|_| "ce_sequence is no number")?);
+            // CloudEvents extension *Sequence* 1.0.2: another type, or a number that is none of it, is left out.
+            if headers.one("ce_sequencetype")? == Some("Integer")
+                && let Some(number) = headers.one("ce_sequence")?.and_then(|number| number.parse().ok())
+                && (1..=0x7fff_ffff).contains(&number)
+            {
+                builder = builder.sequence(number);
             }
             builder
         }
@@ -137,12 +149,7 @@ fn incoming(headers: &Lines<'_>, value: &[u8]) -> Result<Incoming, Malformed> {
         }
     }
     let payload = Payload::new(content_type, Bytes::copy_from_slice(value));
-    let message = builder.payload(payload).build().map_err(|error| error.to_string())?;
-    let incoming = Incoming::new(message).stored();
-    Ok(match (headers.one("webhook-timestamp")?, headers.one("webhook-signature")?) {
-        (None, None) => incoming,
-        (timestamp, signature) => incoming.signed(timestamp.unwrap_or_default(), signature.unwrap_or_default()),
-    })
+    builder.payload(payload).build().map_err(|error| error.to_string().into())
 }
 
 /// Whether a header comes with the message: neither what the message has elsewhere, nor what no message may have.
@@ -240,7 +247,6 @@ mod tests {
         refused(&[("ce_specversion", "0.3")], "ce_specversion");
         refused(&[&EVENT[..], &[("ce_time", "yesterday")]].concat(), "ce_time");
         refused(&[&EVENT[..], &[("ce_subject", "a\nb")]].concat(), "subject");
-        refused(&[&EVENT[..], &[("ce_sequence", "first"), ("ce_sequencetype", "Integer")]].concat(), "ce_sequence");
         refused(&[&EVENT[..], &[("ce_id", "e2")]].concat(), "ce_id is there twice");
         refused(&[("webhook-id", "a.b")], "webhook-id");
         assert!(matches!(to_handle(&headers(&[("webhook-id", b"\xff")])), Err(Unread::NoMessage(_))));
@@ -248,6 +254,19 @@ mod tests {
             offer(Some(HANDLE.as_bytes()), Some(b""), None::<&OwnedHeaders>, 4),
             Err(Unread::NoMessage(_))
         ));
+    }
+
+    #[test]
+    fn a_sequence_comes_with_its_message_and_one_that_is_none_is_left_out() {
+        let sequence = |number: &str, kind: &str| {
+            let lines = [&EVENT[..], &[("ce_sequence", number), ("ce_sequencetype", kind)]].concat();
+            let lines = lines.iter().map(|(name, value)| (*name, Some(value.as_bytes()))).collect();
+            message(&Lines(lines), b"body").expect("a message").sequence()
+        };
+        assert_eq!(sequence("7", "Integer"), Some(7));
+        for (number, kind) in [("7", "Other"), ("0", "Integer"), ("first", "Integer"), ("2147483648", "Integer")] {
+            assert_eq!(sequence(number, kind), None, "{number} {kind}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::wire::{Wire, handle, message, soon};
 use callback_core::{Problem, RpcResponse};
-use callback_receive::{Incoming, ReceiveError, Receiver, Standing, Verdict};
+use callback_receive::{Incoming, Listener as _, MemoryInbox, ReceiveError, Receiver, Standing, Verdict};
 use futures_util::StreamExt;
 use serde_json::json;
 use std::time::Duration;
@@ -250,4 +250,18 @@ async fn an_intake_keeps_no_receiver_alive() {
     assert_eq!(intake.standing(&handle(&url)), Standing::Open, "a callback keeps it");
     drop(callback);
     assert_eq!(wire.send(&url, "a").await, Verdict::RetryLater(None));
+    assert_eq!(intake.body_limit(), 1 << 20, "nobody is told that his body is too large");
+}
+
+#[tokio::test]
+async fn a_listener_that_ends_by_itself_leaves_nobody_waiting() {
+    let (wire, receiver) = Wire::open(Receiver::builder().inbox(MemoryInbox::new())).await;
+    let (mut spawned, mut named) = (receiver.spawn(), receiver.expect("a").await.expect("a name"));
+    let url = spawned.url();
+    // The receiver has not asked for it.
+    wire.close().await;
+    assert!(soon(spawned.next()).await.is_none() && soon(named.next()).await.is_none());
+    assert_eq!(wire.send(&url, "a").await, Verdict::RetryLater(None), "nobody is told that it has ended for good");
+    assert!(soon(receiver.spawn().next()).await.is_none());
+    assert!(matches!(receiver.expect("b").await, Err(ReceiveError::Closed)));
 }

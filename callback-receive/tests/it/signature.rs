@@ -84,6 +84,19 @@ async fn a_handle_may_have_keys_of_its_own() {
 }
 
 #[tokio::test]
+async fn what_was_signed_may_be_other_than_the_body() {
+    let envelope = "{\"data\":1}";
+    let incoming = signed(KEY, "a");
+    check(KEY, incoming.clone().signed_content(envelope), false).await;
+    let (id, now) = ("a".parse().expect("an id"), SystemTime::now());
+    let signer: Signer = KEY.parse().expect("a key");
+    let seconds = now.duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs().to_string();
+    let incoming = incoming.signed(seconds, signer.sign(&id, now, envelope.as_bytes()));
+    check(KEY, incoming.clone(), false).await;
+    check(KEY, incoming.signed_content(envelope), true).await;
+}
+
+#[tokio::test]
 async fn an_ended_handle_is_judged_by_the_key_of_its_receiver() {
     let (wire, receiver) = Wire::open(Receiver::builder().verifier(verifier(KEY))).await;
     let callback = receiver.spawn().verifier(verifier(OTHER));
@@ -91,6 +104,30 @@ async fn an_ended_handle_is_judged_by_the_key_of_its_receiver() {
     drop(callback);
     assert_eq!(wire.offer(&url, signed(OTHER, "a")).await, Verdict::Unverified);
     assert_eq!(wire.offer(&url, signed(KEY, "a")).await, Verdict::Ended);
+}
+
+#[tokio::test]
+async fn what_an_ended_handle_took_under_a_key_of_its_own_is_known() {
+    let builder = Receiver::builder().verifier(verifier(KEY)).inbox(MemoryInbox::new());
+    let (wire, receiver) = Wire::open(builder).await;
+    let mut spawned = receiver.spawn().verifier(verifier(OTHER));
+    let url = spawned.url();
+    let told = tokio::spawn({
+        let (wire, url) = (wire.clone(), url.clone());
+        async move { wire.offer(&url, signed(OTHER, "a")).await }
+    });
+    spawned.next().await.expect("open").accept().await.expect("direct");
+    assert_eq!(told.await.expect("no panic"), Verdict::Accepted);
+    drop(spawned);
+    assert_eq!(wire.offer(&url, signed(OTHER, "a")).await, Verdict::Duplicate);
+    assert_eq!(wire.offer(&url, signed(OTHER, "b")).await, Verdict::Unverified);
+
+    let named = receiver.expect("partner").verifier(verifier(OTHER)).await.expect("a name");
+    let url = named.url();
+    assert_eq!(wire.offer(&url, signed(OTHER, "a")).await, Verdict::Accepted);
+    named.finish().await.expect("the inbox works");
+    assert_eq!(wire.offer(&url, signed(OTHER, "a")).await, Verdict::Duplicate);
+    assert_eq!(wire.offer(&url, signed(OTHER, "b")).await, Verdict::Unverified);
 }
 
 #[derive(Clone, Default)]
@@ -119,6 +156,8 @@ impl MakeWriter<'_> for Log {
 async fn skew_is_told_apart_from_forgery_in_the_log_and_not_in_the_answer() {
     let log = Log::default();
     let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).finish();
+    // While there is one subscriber alone, `tracing` asks the thread that comes first, which may have none, for all of them.
+    let _other = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new());
     let _guard = tracing::subscriber::set_default(subscriber);
     let (wire, receiver) = Wire::open(Receiver::builder().verifier(verifier(KEY))).await;
     let callback = receiver.spawn();

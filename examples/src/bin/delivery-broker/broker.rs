@@ -85,7 +85,14 @@ impl Broker {
                 delivery.accept().await?;
                 break;
             }
-            let order: Order = delivery.json()?;
+            let order: Order = match delivery.json() {
+                Ok(order) => order,
+                Err(error) => {
+                    // It would come again after every restart: so it is put aside.
+                    delivery.refuse(format!("this is no order: {error}")).await?;
+                    continue;
+                }
+            };
             self.order(region, &order).await?;
             // Not before: after a crash the order comes again, and what is asked for twice is done once.
             delivery.accept().await?;
