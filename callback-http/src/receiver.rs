@@ -137,7 +137,8 @@ impl HttpReceiverBuilder {
 
     /// Sets how many bytes of bodies are in memory, those that are being read and those whose verdict is awaited.
     ///
-    /// Default 256 MiB; what comes beyond that is answered with 503.
+    /// Default 256 MiB; what comes beyond that is answered with 503. What a handle keeps after its sender was answered, or
+    /// has gone, is bounded by [`ReceiverBuilder::queue`](callback_receive::ReceiverBuilder::queue).
     pub fn body_memory(mut self, bytes: usize) -> Self {
         self.body_bytes = bytes;
         self

@@ -60,9 +60,11 @@ impl Intake {
     }
 
     /// What a handle is to this receiver, for a handshake.
+    ///
+    /// Once the receiver is gone nobody can tell: then it is [`Standing::Open`], and an offer is told to come again.
     #[must_use]
     pub fn standing(&self, handle: &HandleId) -> Standing {
-        let Some(shared) = self.shared.upgrade() else { return Standing::Unknown };
+        let Some(shared) = self.shared.upgrade() else { return Standing::Open };
         match shared.registry.find(handle) {
             Some(Handle::Spawned(slot)) if slot.is_ended() => Standing::Ended,
             Some(_) => Standing::Open,

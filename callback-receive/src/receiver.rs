@@ -215,6 +215,9 @@ impl ReceiverBuilder {
     }
 
     /// Sets how many messages a spawned handle has at once, waiting or in hand. Default 64; 0 counts as 1.
+    ///
+    /// They stay when their sender has given up, until they are taken or the handle ends: whoever knows a handle that nobody
+    /// reads may fill it with this many bodies.
     pub fn queue(mut self, messages: usize) -> Self {
         self.settings.queue = messages.max(1);
         self

@@ -89,6 +89,7 @@ async fn converse(
     all: Arc<Connections>,
     permit: Option<OwnedSemaphorePermit>,
 ) {
+    let _open = Open(&all, &connection);
     // Without it the kernel waits for more before it sends a small answer.
     let _ = stream.set_nodelay(true);
     let service = {
@@ -119,8 +120,16 @@ async fn converse(
         // A sender that goes away is no matter.
         _ = conversation.as_mut() => {}
     }
-    all.close(&connection);
     drop(permit);
+}
+
+/// A connection that is forgotten when it ends, however it does.
+struct Open<'a>(&'a Connections, &'a Connection);
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.close(self.1);
+    }
 }
 
 /// Resolves once the connection has had its time without a request. A request ends by itself: its body is not waited for any

@@ -250,6 +250,7 @@ async fn an_intake_keeps_no_receiver_alive() {
     assert_eq!(intake.standing(&handle(&url)), Standing::Open, "a callback keeps it");
     drop(callback);
     assert_eq!(wire.send(&url, "a").await, Verdict::RetryLater(None));
+    assert_eq!(intake.standing(&handle(&url)), Standing::Open, "nobody is told that it is unknown");
     assert_eq!(intake.body_limit(), 1 << 20, "nobody is told that his body is too large");
 }
 
