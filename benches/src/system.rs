@@ -4,7 +4,6 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     path::Path,
-    process::Command,
     time::{Duration, Instant},
 };
 
@@ -31,6 +30,7 @@ pub(crate) fn resident() -> Option<f64> {
 }
 
 /// Lets this process, and those that it starts, have so many files and sockets open.
+#[cfg(feature = "sessions")]
 pub(crate) fn allow_open_files(count: usize) -> io::Result<()> {
     let limits = fs::read_to_string("/proc/self/limits")?;
     let limit = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
@@ -39,7 +39,7 @@ pub(crate) fn allow_open_files(count: usize) -> io::Result<()> {
         return Ok(());
     }
     let id = std::process::id().to_string();
-    let raised = Command::new("prlimit").args(["--pid", &id, &format!("--nofile={count}:")]).status()?;
+    let raised = std::process::Command::new("prlimit").args(["--pid", &id, &format!("--nofile={count}:")]).status()?;
     if raised.success() { Ok(()) } else { Err(io::Error::other(format!("a process may not open {count} files here"))) }
 }
 

@@ -1,21 +1,38 @@
 //! An HTTP server with the limits that a public one needs.
 
-use axum::{Router, http::StatusCode};
+use axum::{
+    Router,
+    body::{Body, Bytes, HttpBody},
+    extract::Request,
+    http::StatusCode,
+    middleware::Next,
+};
+use http_body::{Frame, SizeHint};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
     service::TowerToHyperService,
 };
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, oneshot},
     task::JoinHandle,
-    time::{sleep, timeout},
+    time::{Sleep, sleep, timeout},
 };
 
-/// A running HTTP/1.1 server: at most 1,024 connections, 10 s for the headers of a request, 150 s for all of it, 10 min for
-/// a connection.
+/// How long a body may take, from the end of its headers.
+const BODY_TIME: Duration = Duration::from_secs(15);
+
+/// A running HTTP/1.1 server: at most 1,024 connections, 10 s for the headers of a request, 15 s for its body, 150 s for all
+/// of it, 10 min for a connection. How many of the connections one client may have is for a proxy to say.
 ///
 /// A call may name up to 120 s for its method (`$rpc.timeout`). A connection that became a WebSocket is none of these.
 #[derive(Debug)]
@@ -52,7 +69,8 @@ impl Server {
 }
 
 async fn serve(listener: TcpListener, router: Router, mut stopping: oneshot::Receiver<()>) {
-    let router = router.layer(axum::middleware::from_fn(|request, next: axum::middleware::Next| async move {
+    let router = router.layer(axum::middleware::from_fn(|request: Request, next: Next| async move {
+        let request = request.map(|body| Body::new(Timely { body, over: Box::pin(sleep(BODY_TIME)) }));
         timeout(Duration::from_secs(150), next.run(request)).await.map_err(|_elapsed| StatusCode::REQUEST_TIMEOUT)
     }));
     let mut http = auto::Builder::new(TokioExecutor::new()).http1_only();
@@ -92,4 +110,48 @@ async fn serve(listener: TcpListener, router: Router, mut stopping: oneshot::Rec
     }
     drop(listener);
     let _ = timeout(Duration::from_secs(5), connections.shutdown()).await;
+}
+
+/// A body that fails where it is not there in time.
+struct Timely {
+    body: Body,
+    over: Pin<Box<Sleep>>,
+}
+
+impl HttpBody for Timely {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let this = self.get_mut();
+        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(context) {
+            return Poll::Ready(frame);
+        }
+        ready!(this.over.as_mut().poll(context));
+        Poll::Ready(Some(Err(axum::Error::new(io::Error::from(io::ErrorKind::TimedOut)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_takes_too_long_fails() {
+        let drip = futures_util::stream::unfold((), |()| async {
+            sleep(BODY_TIME / 4).await;
+            Some((Ok::<_, io::Error>(Bytes::from_static(b"a")), ()))
+        });
+        let over = Box::pin(sleep(BODY_TIME));
+        let read = axum::body::to_bytes(Body::new(Timely { body: Body::from_stream(drip), over }), usize::MAX);
+        assert!(timeout(BODY_TIME * 2, read).await.expect("it ends").is_err());
+    }
 }
