@@ -193,11 +193,11 @@ impl Engine {
         let here = Here { id, keep, refresh, lost: lost.clone() };
         let mut state = self.local.state();
         state.next = state.next.into_iter().chain([refresh]).min();
-        let former = state.here.insert(dsn.clone(), here);
-        drop(state);
-        if let Some(former) = former {
+        // Under the lock: whoever is attached finds that all before it know that they are lost.
+        if let Some(former) = state.here.insert(dsn.clone(), here) {
             former.lost.cancel();
         }
+        drop(state);
         self.local.changed.notify_one();
         self.lanes.lift(&dsn.destination());
         if roused >= AT_ONCE as u64 {
